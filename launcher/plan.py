@@ -1,0 +1,130 @@
+"""`plan=true`: everything that would happen, as text. Runs nothing and creates nothing."""
+
+from launcher.cli import Command
+from launcher.estimate import estimate_seconds, filter_prompts, probed_checkpoints, token_bound
+from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, ModelConfig, flatten
+from nemo_vibethinker.metrics_log import STAGE_WIDTH, format_duration
+from nemo_vibethinker.pipeline import starting_artefacts, survey
+from nemo_vibethinker.run_folder import RunFolder
+
+
+def render(command: Command) -> str:
+    """The plan of a run.
+
+    Raises:
+        ValueError: `run.from_run` is not finished.
+    """
+    config = command.config
+    run = RunFolder(config.run_folder, config)
+    notes: list[str] = []
+    done = [stage for stage, manifest in survey(run, notes.append).items() if manifest]
+    parts = [_configuration(command), _facts(config, run), _stages(config, done, notes)]
+    return "\n\n".join(parts) + "\n\nplan only: nothing was run or written"
+
+
+def parameter_count(model: ModelConfig, vocab_size: int) -> int:
+    """Parameters of a Qwen2 model with tied embeddings: biases on Q, K, V only, two RMSNorms a layer and a last one."""
+    hidden = model.hidden_size
+    key_value = hidden // model.num_attention_heads * model.num_query_groups
+    attention = 2 * hidden * hidden + 2 * hidden * key_value + hidden + 2 * key_value
+    layer = attention + 3 * hidden * model.ffn_hidden_size + 2 * hidden
+    return vocab_size * hidden + model.num_layers * layer + hidden
+
+
+def _configuration(command: Command) -> str:
+    lines = ["configuration (* differs from the schema's default)"]
+    defaults, values = flatten(Config()), flatten(command.config)
+    width = max(len(f"{key}: {value}") for key, value in values.items() if len(str(value)) < 40)
+    for key, value in values.items():
+        entry = f"{key}: {value}"
+        source = command.sources.get(key, "")
+        lines.append(f"  {'*' if defaults.get(key) != value else ' '} {entry:<{width}}  {source}".rstrip())
+    return "\n".join(lines)
+
+
+def _facts(config: Config, run: RunFolder) -> str:
+    parallel, scale = config.scale.parallel, config.scale
+    count = parameter_count(scale.model, config.data.vocab_size)
+    processes = f"{config.world_size} process{'es' if config.world_size > 1 else ''}"
+    lines = [
+        f"model       {count:,} parameters (Qwen2, tied embeddings), vocabulary {config.data.vocab_size}",
+        f"layout      {processes} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}, "
+        f"{config.cluster.threads_per_process} thread(s) each, {scale.precision}",
+        f"run folder  {run.path} ({'exists' if run.path.exists() else 'new'})",
+    ]
+    if config.run.from_run:
+        lines.append(f"starts from {config.run.from_run}: {', '.join(starting_artefacts(config, verify=False))}")
+    return "\n".join(lines)
+
+
+def _stages(config: Config, done: list[str], notes: list[str]) -> str:
+    measured = estimate_seconds(config)
+    lines = ["stages"]
+    for index, stage in enumerate(config.stages):
+        state = "done" if stage in done else "to run"
+        lines.append(f"  {index:02d} {stage:<{STAGE_WIDTH}}  {state:<6}  {_work(config, stage)}")
+    lines += [f"  note: {note}" for note in notes]
+    return "\n".join([*lines, "", _time([stage for stage in config.stages if stage not in done], measured)])
+
+
+def _time(pending: list[str], measured: dict[str, tuple[float, str]]) -> str:
+    if not pending:
+        return "time        nothing is left to run"
+    known = {stage: measured[stage] for stage in pending if stage in measured}
+    missing = [stage for stage in pending if stage not in measured]
+    if not known:
+        return "time        unmeasured: run.root holds no finished stages of this model, layout and data"
+    seconds = format_duration(sum(value for value, _ in known.values()))
+    sources = ", ".join(sorted({source for _, source in known.values()}))
+    unmeasured = f"; unmeasured: {', '.join(missing)}" if missing else ""
+    return f"time        about {seconds} by the ledger of {sources}, scaled by the tokens above{unmeasured}"
+
+
+def _work(config: Config, stage: str) -> str:
+    bound = token_bound(config, stage)
+    text = _amount(config, stage)
+    return text + (f" (<= {bound:,} tokens)" if bound else "")
+
+
+def _amount(config: Config, stage: str) -> str:
+    data = config.data
+    if stage == "prepare":
+        sources = [f"{name} from {path}" for name, path in (("sft", data.sft), ("rl", data.rl)) if path]
+        return (
+            "read " + ", ".join(sources)
+            if sources
+            else (
+                f"generate problems per domain: {data.sft_problems_per_domain} sft, {data.rl_problems_per_domain} rl, "
+                f"{data.probe_problems_per_domain} probe, {data.evaluation_problems_per_domain} evaluation"
+            )
+        )
+    if stage == "sft":
+        return f"{config.sft.steps} steps x {config.sft.global_batch_size} rows x {config.sft.seq_length} tokens"
+    if stage == "probe":
+        problems = f"{_probed(config)} domains x {data.probe_problems_per_domain} problems"
+        return f"{probed_checkpoints(config)} checkpoints x {problems} x {config.probe.samples} samples"
+    if stage == "fuse":
+        weights = config.fuse.weights
+        return f"{_probed(config)} specialists, weights {weights or 'equal'}"
+    if stage == "evaluate":
+        return (
+            f"per model and domain {data.evaluation_problems_per_domain} problems x {config.evaluate.samples} samples"
+        )
+    if stage == "export":
+        return "the last model in Hugging Face format"
+    return _mgpo_amount(config, stage.removeprefix("mgpo."))
+
+
+def _probed(config: Config) -> int | str:
+    """Number of probed domains, where it is known before the data is read."""
+    own_file = config.data.sft or config.data.rl
+    return len(config.probe.domains) or ("all" if own_file else len(MATH_DOMAINS))
+
+
+def _mgpo_amount(config: Config, name: str) -> str:
+    mgpo: MgpoConfig = getattr(config.signal, name)
+    text = f"{mgpo.steps} steps x {mgpo.prompts_per_step} prompts x {mgpo.group_size} samples"
+    prompts = filter_prompts(config, name)
+    if prompts == 0:
+        return text
+    return f"filter {'all' if prompts is None else prompts} prompts x {mgpo.prefilter_samples} samples, then {text}"

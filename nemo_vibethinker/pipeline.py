@@ -1,0 +1,373 @@
+"""The stages in order: skip what is done, resume what was interrupted, run again what no longer fits its inputs.
+
+    python -m nemo_vibethinker.pipeline --run-dir runs/NAME [--stage STAGE]      (under torchrun for several processes)
+
+This module imports torch and Megatron only when a stage runs, so the launcher can ask what is done.
+"""
+
+import argparse
+import ctypes
+import errno
+import importlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from nemo_vibethinker.config import Config
+from nemo_vibethinker.ledger import Ledger, summarise
+from nemo_vibethinker.metrics_log import STAGE_WIDTH, MetricsLog
+from nemo_vibethinker.run_folder import (
+    LOCK_VARIABLE,
+    Artefact,
+    Manifest,
+    RunFolder,
+    code_version,
+    config_hash,
+    hash_path,
+)
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageContext:
+    """What a stage needs besides its configuration, inputs and folder."""
+
+    stage: str
+    is_main: bool  # the rank that writes files and prints
+    attempt: int  # from 1, as the main rank counts; from 2 on, the folder may hold what the one before left
+    ledger: Ledger
+    metrics_path: Path | None
+
+    def metrics_log(self, total_steps: int, start_step: int = 0) -> MetricsLog:
+        """The metrics of this attempt; `start_step` is the step of the checkpoint it resumes from."""
+        return MetricsLog(self.metrics_path, self.stage, total_steps, self.ledger, start_step)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """Artefact name -> path of what a stage made; and its figures, JSON values."""
+
+    outputs: dict[str, Path]
+    metrics: dict[str, Any]
+
+
+StageFunction = Callable[[Config, dict[str, Path], Path, StageContext], StageResult]
+
+
+def is_main() -> bool:
+    """Whether this process is rank 0; known before any process group exists."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def world_size() -> int:
+    """Number of processes that torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def run_stages(
+    run: RunFolder, only: str | None = None, stage_functions: Mapping[str, StageFunction] | None = None
+) -> None:
+    """Run the stages that are not done.
+
+    Args:
+        run: the opened run.
+        only: run just this stage; those before it must be done.
+        stage_functions: used in place of the modules in `nemo_vibethinker.stages`, and of Megatron's process groups.
+
+    Raises:
+        ValueError: `only` is not a stage of this run, or one before it is not done, or run.from_run does not hold.
+    """
+    if only is not None and only not in run.config.stages:
+        raise ValueError(f"{run.path} has no stage '{only}'; it has: {', '.join(run.config.stages)}")
+    runner = _Runner(run, stage_functions)
+    artefacts = starting_artefacts(run.config, verify=is_main())
+    for stage in run.config.stages:
+        inputs = stage_inputs(run.config, stage, artefacts)
+        manifest = runner.finished(stage, inputs, required=only not in (None, stage))
+        if manifest is None:
+            manifest = runner.run(stage, inputs)
+        elif is_main():
+            print(f"{stage:<{STAGE_WIDTH}}  done earlier ({manifest.seconds:.1f} s)", flush=True)
+        artefacts = artefacts | absolute_outputs(run, manifest)
+        if stage == only:
+            return
+
+
+def survey(run: RunFolder, report: Callable[[str], None] | None = None) -> dict[str, Manifest | None]:
+    """Stage -> its manifest where it still holds. Every stage after one that has to run counts as to be run.
+
+    Writes nothing. `report` gets one line about each manifest that no longer holds (default: print).
+    """
+    artefacts = starting_artefacts(run.config)
+    found: dict[str, Manifest | None] = dict.fromkeys(run.config.stages)
+    for stage in run.config.stages:
+        manifest = reusable_manifest(run, stage, stage_inputs(run.config, stage, artefacts), report)
+        if manifest is None:
+            break
+        found[stage] = manifest
+        artefacts = artefacts | absolute_outputs(run, manifest)
+    return found
+
+
+def starting_artefacts(config: Config, verify: bool = True) -> dict[str, Artefact]:
+    """The outputs of `run.from_run` and of the runs that it started from, with absolute paths.
+
+    Raises:
+        ValueError: it is no run folder, or has a stage that is not done.
+    """
+    if config.run.from_run is None:
+        return {}
+    source = RunFolder.load(Path(config.run.from_run))
+    artefacts = starting_artefacts(source.config, verify)
+    for stage in source.config.stages:
+        manifest = source.read_manifest(stage, verify)
+        if manifest is None:
+            raise ValueError(
+                f"run.from_run={config.run.from_run}: its stage {stage} is not done; finish that run first"
+            )
+        artefacts |= absolute_outputs(source, manifest)
+    return artefacts
+
+
+def stage_inputs(config: Config, stage: str, artefacts: Mapping[str, Artefact]) -> dict[str, Artefact]:
+    """Inputs of a stage: the outputs of all stages before it; of `prepare` also the user's data files.
+
+    Raises:
+        ValueError: a data file is missing.
+    """
+    if stage != "prepare":
+        return dict(artefacts)
+    files = {"data.sft": config.data.sft, "data.rl": config.data.rl}
+    return dict(artefacts) | {name: _data_file(name, Path(path)) for name, path in files.items() if path}
+
+
+def _data_file(name: str, path: Path) -> Artefact:
+    if not path.is_file():
+        raise ValueError(f"{name}={path}: no such file")
+    return Artefact(str(path.resolve()), hash_path(path))
+
+
+def absolute_outputs(run: RunFolder, manifest: Manifest) -> dict[str, Artefact]:
+    """The outputs of a finished stage, with absolute paths."""
+    return {name: Artefact(str(run.resolve(output)), output.sha256) for name, output in manifest.outputs.items()}
+
+
+def reusable_manifest(
+    run: RunFolder, stage: str, inputs: Mapping[str, Artefact], report: Callable[[str], None] | None = None
+) -> Manifest | None:
+    """The stage's manifest, if its outputs are intact and were made from these very inputs."""
+    manifest = run.read_manifest(stage, report=report)
+    if manifest is None:
+        return None
+    before = {name: artefact.sha256 for name, artefact in manifest.inputs.items()}
+    now = {name: artefact.sha256 for name, artefact in inputs.items()}
+    changed = sorted(name for name in before | now if before.get(name) != now.get(name))
+    if changed:
+        (report or print)(f"{stage}: its input {', '.join(changed)} changed; the stage runs again")
+    return None if changed else manifest
+
+
+class _Runner:
+    """Runs single stages; every rank takes part in every call."""
+
+    def __init__(self, run: RunFolder, functions: Mapping[str, StageFunction] | None) -> None:
+        self._run = run
+        self._functions = functions
+        self._ready = functions is not None  # process groups are set up
+        if world_size() > 1:
+            self._set_up()
+        device = "cpu" if functions is not None else _device()
+        self._ledger = Ledger(run.path / "ledger.jsonl" if is_main() else None, world_size(), device)
+
+    def finished(self, stage: str, inputs: Mapping[str, Artefact], required: bool) -> Manifest | None:
+        """The manifest of a stage that need not run. The main rank decides, the others see what it left."""
+        manifest = None
+        if is_main():
+            manifest = reusable_manifest(self._run, stage, inputs)
+            if manifest is None and required:
+                raise ValueError(f"stage {stage} of {self._run.path} is not done; run it first: --stage {stage}")
+            if manifest is None:
+                self._run.begin_stage(stage, inputs)
+        self._barrier()
+        return manifest if is_main() else self._run.read_manifest(stage, verify=False)
+
+    def run(self, stage: str, inputs: dict[str, Artefact]) -> Manifest:
+        """Run a stage; its manifest is written when every rank has finished."""
+        outputs: dict[str, Artefact] = {}
+        metrics: dict[str, Any] = {}
+        with self._ledger.attempt(stage):
+            result = self._call(stage, {name: Path(artefact.path) for name, artefact in inputs.items()})
+            self._barrier()
+            if result and is_main():
+                folder = self._run.stage_folder(stage)
+                assert folder not in result.outputs.values(), f"{stage}: its whole folder would hold its own manifest"
+                outputs = {name: self._run.artefact(path) for name, path in result.outputs.items()}
+                metrics = result.metrics
+        if is_main():
+            self._run.write_manifest(self._manifest(stage, inputs, outputs, metrics))
+        self._barrier()
+        manifest = self._run.read_manifest(stage, verify=False)
+        assert manifest is not None
+        return manifest
+
+    def _call(self, stage: str, inputs: dict[str, Path]) -> StageResult | None:
+        if stage == "prepare" and not is_main():
+            return None
+        if stage != "prepare":
+            self._set_up()
+        context = StageContext(
+            stage=stage,
+            is_main=is_main(),
+            attempt=self._ledger.attempt_number,
+            ledger=self._ledger,
+            metrics_path=self._run.path / "run.jsonl" if is_main() else None,
+        )
+        function = self._functions[stage] if self._functions is not None else _load_stage(stage)
+        return function(self._run.config, inputs, self._run.stage_folder(stage), context)
+
+    def _manifest(
+        self, stage: str, inputs: dict[str, Artefact], outputs: dict[str, Artefact], metrics: dict[str, Any]
+    ) -> Manifest:
+        assert self._ledger.path is not None
+        cost = next(cost for cost in summarise(self._ledger.path) if cost.stage == stage)
+        print(f"{stage:<{STAGE_WIDTH}}  done in {cost.seconds:.1f} s", flush=True)
+        return Manifest(
+            stage=stage,
+            inputs={name: self._run.relative(artefact) for name, artefact in inputs.items()},
+            outputs=outputs,
+            metrics=metrics,
+            seconds=cost.seconds,
+            gpu_hours=cost.process_hours,
+            device=cost.device,
+            config_hash=config_hash(self._run.config),
+            versions=code_version(),
+        )
+
+    def _set_up(self) -> None:
+        if not self._ready:
+            from nemo_vibethinker.megatron.distributed import initialize
+
+            initialize(self._run.config)
+            self._ready = True
+
+    def _barrier(self) -> None:
+        if world_size() > 1:
+            from nemo_vibethinker.megatron.distributed import barrier
+
+            barrier()
+
+
+def _device() -> str:
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
+
+
+def _load_stage(stage: str) -> StageFunction:
+    return importlib.import_module(f"nemo_vibethinker.stages.{stage.split('.')[0]}").run
+
+
+def run_worker(run_dir: Path, only: str | None = None) -> None:
+    """Run the stages of the run in `run_dir`, then write its report.
+
+    Raises:
+        ValueError: a user's mistake, in one line.
+    """
+    run = RunFolder.load(run_dir)
+    if is_main() and os.environ.get(LOCK_VARIABLE) != str(run.path):
+        run.lock()
+    run_stages(run, only)
+    if is_main() and only in (None, run.config.stages[-1]):
+        from nemo_vibethinker.report import write_report
+
+        write_report(run.path)
+
+
+def stage_main(module_file: str) -> NoReturn:
+    """Command line of a stage module: `python -m nemo_vibethinker.stages.sft --run-dir runs/NAME [--stage sft]`."""
+    module = Path(module_file).stem
+    parser = argparse.ArgumentParser(prog=f"python -m nemo_vibethinker.stages.{module}")
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder with the run's config.yaml")
+    parser.add_argument("--stage", default=module, help=f"stage of the run to work on (default: {module})")
+    arguments = parser.parse_args()
+    if arguments.stage.split(".")[0] != module:
+        parser.error(f"--stage {arguments.stage} is not a {module} stage")
+    sys.exit(guarded(lambda: run_worker(arguments.run_dir, arguments.stage)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The worker's command line. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nemo_vibethinker.pipeline", description="Run a run's stages.")
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder with the run's config.yaml")
+    parser.add_argument("--stage", help="run this stage alone (default: all)")
+    arguments = parser.parse_args(argv)
+    return guarded(lambda: run_worker(arguments.run_dir, arguments.stage))
+
+
+def guarded(work: Callable[[], None]) -> int:
+    """Run a process's work: exit code 0, 2 (a user's mistake or a full disk, one line), 1 (a fault, traceback).
+
+    SIGTERM and SIGINT end the process at once (128 + signal); under torchrun the death of the agent does too.
+    """
+    _stop_on_signals()
+    try:
+        work()
+    except ValueError as error:
+        if not _raised_here(error):
+            traceback.print_exc()
+            return 1
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            traceback.print_exc()
+            return 1
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: no space left on device{where}; free some, the same command resumes", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether our own code raised it. A library's ValueError is a fault, whose traceback is needed."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return (frames[-1][0].f_globals.get("__package__") or "").split(".")[0] in ("nemo_vibethinker", "launcher")
+
+
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Have the kernel send this process a signal when its parent dies, however it dies."""
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:  # died in between
+        os.kill(os.getpid(), number)
+
+
+def _stop_on_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    if "LOCAL_RANK" in os.environ:  # torchrun gives its workers sessions of their own
+        die_with_parent(signal.SIGKILL)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    if is_main():  # print is not reentrant
+        os.write(2, f"stopped by {signal.Signals(number).name}; the same command resumes\n".encode())
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    from nemo_vibethinker import pipeline  # the stages import this module under its own name; run that copy
+
+    sys.exit(pipeline.main())
