@@ -1,0 +1,1 @@
+"""Evaluation: benchmark protocols and scores with confidence intervals."""

@@ -1,0 +1,1 @@
+"""Spectrum phase: measure Pass@K per domain, choose the specialist checkpoints, fuse them."""
