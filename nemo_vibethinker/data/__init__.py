@@ -1,0 +1,1 @@
+"""Records, the generated world, its tokenizer, readers, decontamination and packing."""
