@@ -1,0 +1,118 @@
+"""Checkpoints in Megatron's torch_dist format: written under one layout, readable under another.
+
+A checkpoint is a folder that appears by one rename after everything in it is on disk, so a torn write is never taken
+for one. Model and optimizer are apart: every model stays for probing and evaluation, of the optimizer only the last.
+"""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from torch import Tensor
+
+from nemo_vibethinker.megatron.distributed import barrier, is_main
+
+logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.ERROR)
+# On disk the layers are stacked, and norms bear the names Transformer Engine's fused layers give them.
+_STORED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+_OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def save_model(model: GPTModel, folder: Path) -> None:
+    """Write the weights to `folder`, atomically; all ranks call it together."""
+    _save(model.sharded_state_dict(), folder)
+
+
+def load_model(model: GPTModel, folder: Path) -> None:
+    """Read the weights of `folder` into this rank's `model`, whatever layout wrote them.
+
+    Raises:
+        ValueError: there is no checkpoint in `folder`.
+    """
+    model.load_state_dict(load_model_state(model, folder))
+
+
+def load_model_state(model: GPTModel, folder: Path) -> dict[str, Tensor]:
+    """This rank's part of the weights in `folder`, as a state dict of `model` (which is not changed).
+
+    Raises:
+        ValueError: there is no checkpoint in `folder`.
+    """
+    if not (folder / "metadata.json").exists():
+        raise ValueError(f"{folder} is not a checkpoint (no metadata.json); delete the stage's folder to redo it")
+    return _load(model.sharded_state_dict(), folder)
+
+
+def save_model_state(model: GPTModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Write `state` (this rank's part) in place of the weights of `model`, which keeps `state` afterwards."""
+    model.load_state_dict(state)
+    save_model(model, folder)
+
+
+def save_resume_point(model: GPTModel, optimizer: MegatronOptimizer, step: int, folder: Path) -> None:
+    """Write weights, optimizer state and step to `folder/step_N`, then delete older resume points.
+
+    Data order and rollout randomness are functions of the seed and the step, so there is no other state.
+    """
+    sharded = model.sharded_state_dict()
+    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_OPTIMIZER_METADATA)
+    state = {"model": sharded, "optimizer": optimizer_state, "step": step}
+    _save(state, folder / f"step_{step:06d}")
+    if is_main():
+        for old in sorted(folder.glob("step_*"))[:-1]:
+            shutil.rmtree(old)
+    barrier()
+
+
+def load_resume_point(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> int:
+    """Restore the last resume point in `folder`; returns its step, 0 if there is none."""
+    points = sorted(p for p in folder.glob("step_*") if p.suffix != ".tmp")
+    if not points:
+        return 0
+    sharded = model.sharded_state_dict()
+    optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_OPTIMIZER_METADATA)
+    state = _load({"model": sharded, "optimizer": optimizer_state}, points[-1])
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def load_full_tensors(folder: Path) -> dict[str, Tensor]:
+    """The unsharded weights of a checkpoint by Megatron name with global layer numbers; all ranks call it together."""
+    full: dict[str, Tensor] = {}
+    for name, tensor in dist_checkpointing.load_plain_tensors(str(folder)).items():
+        if name.startswith("decoder.layers."):
+            kind = name.removeprefix("decoder.layers.")
+            for layer, part in enumerate(tensor.unbind(0)):
+                full[f"decoder.layers.{layer}.{_STORED_NORMS.get(kind, kind)}"] = part
+        else:
+            full[name] = tensor
+    return full
+
+
+def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    loaded = dist_checkpointing.load(state, str(folder))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
+    temporary = folder.with_suffix(".tmp")
+    if is_main():
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    dist_checkpointing.save(state, str(temporary))
+    barrier()
+    if is_main():
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    barrier()

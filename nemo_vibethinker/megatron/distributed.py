@@ -1,0 +1,112 @@
+"""Process groups of a run: torch.distributed and Megatron's tensor, pipeline and data parallel groups."""
+
+import datetime
+import os
+from typing import Any, cast
+
+import torch
+from torch.distributed import ProcessGroup
+
+from nemo_vibethinker.config import Config
+from nemo_vibethinker.megatron.platform import install_cpu_platform
+
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
+
+
+def initialize(config: Config) -> None:
+    """Join the process group (from torchrun's environment, or alone) and build Megatron's groups. Idempotent.
+
+    Raises:
+        ValueError: the number of processes is not tensor * pipeline * data of the configuration.
+    """
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's order of communication and compute
+    on_cpu = install_cpu_platform()
+    torch.set_num_threads(config.cluster.threads_per_process)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size != config.world_size:
+        raise ValueError(
+            f"{world_size} processes were started, but scale.parallel asks for tensor*pipeline*data={config.world_size}"
+        )
+    if not torch.distributed.is_initialized():
+        _join(world_size, "gloo" if on_cpu else "nccl")
+    from megatron.core import parallel_state, tensor_parallel
+
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.scale.parallel.tensor,
+            pipeline_model_parallel_size=config.scale.parallel.pipeline,
+        )
+        tensor_parallel.model_parallel_cuda_manual_seed(config.seed + 1)
+
+
+def _join(world_size: int, backend: str) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    if backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if world_size == 1:
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+    else:
+        torch.distributed.init_process_group(backend, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+
+
+def is_main() -> bool:
+    """Whether this process writes the run's files: the first rank."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all processes; nothing to wait for outside a process group."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """The picklable `value` of rank `source`, on every rank."""
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def gather_over_data_parallel(value: Any) -> list[Any]:
+    """The picklable `value` of every data-parallel rank, in rank order, on each of them."""
+    from megatron.core import parallel_state
+
+    values: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
+    torch.distributed.all_gather_object(values, value, group=parallel_state.get_data_parallel_group_gloo())
+    return values
+
+
+def tensor_parallel_group() -> ProcessGroup:
+    """The ranks that share the layers of one pipeline stage of one replica."""
+    from megatron.core import parallel_state
+
+    return cast(ProcessGroup, parallel_state.get_tensor_model_parallel_group())
+
+
+def pipeline_parallel_group() -> ProcessGroup:
+    """The pipeline stages of one replica."""
+    from megatron.core import parallel_state
+
+    return cast(ProcessGroup, parallel_state.get_pipeline_model_parallel_group())
+
+
+def data_parallel_group() -> ProcessGroup:
+    """The replicas of one part of the model."""
+    from megatron.core import parallel_state
+
+    return cast(ProcessGroup, parallel_state.get_data_parallel_group())
+
+
+def model_parallel_group() -> ProcessGroup:
+    """The tensor- and pipeline-parallel ranks of one replica."""
+    from megatron.core import parallel_state
+
+    return cast(ProcessGroup, parallel_state.get_model_parallel_group())
+
+
+def data_parallel_rank_and_size() -> tuple[int, int]:
+    """(rank, size) of this process among the model replicas."""
+    from megatron.core import parallel_state
+
+    return parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()

@@ -1,0 +1,128 @@
+"""One optimizer step over packed micro-batches, through Megatron's pipeline schedules."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from nemo_vibethinker.megatron.distributed import data_parallel_group, pipeline_parallel_group
+from nemo_vibethinker.megatron.micro_batch import MicroBatch
+
+LossTerms = tuple[Tensor, Tensor, dict[str, Tensor]]  # summed loss, count it is divided by, summed statistics
+LossFunction = Callable[[MicroBatch, Tensor], LossTerms]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports, the same on every rank.
+
+    Attributes:
+        loss: loss per counted unit over the whole global batch.
+        grad_norm: before clipping.
+        statistics: sums of the loss function's statistics over the whole global batch.
+        count: what the loss was divided by.
+        applied: false when a non-finite gradient made Megatron skip the update.
+    """
+
+    loss: float
+    grad_norm: float
+    statistics: dict[str, float]
+    count: float
+    applied: bool
+
+
+def forward_logits(model: GPTModel | DistributedDataParallel, batch: MicroBatch) -> Tensor:
+    """This rank's output for a packed row: [1, T, V/tp] logits on the last pipeline stage, hidden states before."""
+    return model(
+        input_ids=batch.tokens[None],
+        position_ids=None,  # RoPE restarts at each sample by the segment boundaries
+        attention_mask=None,
+        packed_seq_params=batch.packed_seq_params(),
+    )
+
+
+def run_forward_backward(
+    model: GPTModel | DistributedDataParallel,
+    batches: Sequence[MicroBatch],
+    loss_function: LossFunction,
+    *,
+    forward_only: bool = False,
+) -> list[dict[str, Tensor]]:
+    """Run all micro-batches of this rank through the pipeline schedule; gradients accumulate in the DDP buffers.
+
+    Returns:
+        What the loss function reported for each micro-batch; empty but on the last pipeline stage.
+    """
+
+    def forward_step(iterator: Iterator[MicroBatch], module: torch.nn.Module) -> tuple[Tensor, Callable]:
+        batch = next(iterator)
+        return forward_logits(module, batch), partial(_report, loss_function, batch)  # pyright: ignore
+
+    run_schedule: Any = get_forward_backward_func()
+    return run_schedule(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=max(batch.tokens.numel() for batch in batches),
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+
+
+def _report(loss_function: LossFunction, batch: MicroBatch, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    loss, count, statistics = loss_function(batch, output)
+    report = {"loss": loss.detach(), "count": count.detach(), **statistics}
+    return loss, count.to(torch.int), report
+
+
+def train_step(
+    model: DistributedDataParallel,
+    optimizer: MegatronOptimizer,
+    batches: Sequence[MicroBatch],
+    loss_function: LossFunction,
+) -> StepResult:
+    """Forward, backward and one optimizer update over the micro-batches of all ranks.
+
+    The loss function returns sums; Megatron divides the gradient by the count summed over all micro-batches and ranks,
+    so the result does not depend on how the samples were split.
+    """
+    model.train()
+    model.zero_grad_buffer()
+    optimizer.zero_grad()
+    reports = run_forward_backward(model, batches, loss_function)
+    outcome: Any = optimizer.step()
+    applied, grad_norm, _ = outcome
+    sums = sum_over_ranks(reports)
+    count = sums.pop("count")
+    return StepResult(
+        loss=sums.pop("loss") / max(count, 1.0),
+        grad_norm=float(grad_norm or 0.0),
+        statistics=sums,
+        count=count,
+        applied=bool(applied),
+    )
+
+
+def sum_over_ranks(reports: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Sum each reported value over micro-batches and data-parallel ranks; the same on every rank."""
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    box: list[dict[str, float] | None] = [None]
+    if parallel_state.is_pipeline_last_stage():
+        names = sorted({name for report in reports for name in report})
+        values = torch.tensor([[float(report[name]) for name in names] for report in reports], dtype=torch.float64)
+        sums = values.sum(0)
+        torch.distributed.all_reduce(sums, group=data_parallel_group())
+        box = [dict(zip(names, sums.tolist(), strict=True))]
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        torch.distributed.broadcast_object_list(box, src=last, group=pipeline_parallel_group())
+    assert box[0] is not None
+    return box[0]

@@ -1,0 +1,117 @@
+"""Attention and normalisation modules of the local layer spec (no Transformer Engine)."""
+
+import torch
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class SdpaCoreAttention(MegatronModule):
+    """Core attention by torch's `scaled_dot_product_attention`.
+
+    Takes dense causal batches, packed THD rows (samples never see each other), and KV-cache steps of generation with an
+    explicit mask. Megatron's own `DotProductAttention` refuses packed rows.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        **unused: object,
+    ) -> None:
+        super().__init__(config=config)
+        assert attention_type == "self"
+        self.grouped = config.num_query_groups != config.num_attention_heads
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [S, B, H, D], or [T, H, D] packed. `key` and `value` likewise with their own length and head count.
+            attention_mask: None for causal; else boolean [B, 1, S, S_key], true where attending is allowed.
+            packed_seq_params: segment boundaries of a packed row.
+
+        Returns:
+            [S, B, H*D], or [T, H*D] packed.
+        """
+        if packed_seq_params is not None:
+            return self._packed(query, key, value, packed_seq_params)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        causal = attention_mask is None and query.size(0) > 1
+        out_BHSD = scaled_dot_product_attention(q, k, v, attention_mask, is_causal=causal, enable_gqa=self.grouped)
+        return out_BHSD.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+    def _packed(self, query: Tensor, key: Tensor, value: Tensor, params: PackedSeqParams) -> Tensor:
+        assert params.cu_seqlens_q is not None
+        lengths = params.cu_seqlens_q.diff().tolist()
+        segments = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
+        outs = [
+            scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=self.grouped)[0]
+            for q, k, v in segments
+        ]
+        return torch.cat(outs, dim=1).transpose(0, 1).flatten(1)
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """torch's RMSNorm with the constructor Megatron's specs call."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: object) -> None:
+        super().__init__(hidden_size, eps=eps)
+
+
+class CachingSelfAttention(SelfAttention):
+    """Self-attention whose key cache holds keys with RoPE applied.
+
+    Megatron's static cache holds plain keys and rotates the whole cache again for each new token; rotating a key once,
+    when it is written, makes a decoding step several times cheaper.
+    """
+
+    def _adjust_key_value_for_inference(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        inference_context: StaticInferenceContext | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotary_pos_emb: tuple[Tensor, Tensor] | None,
+        *unused: object,
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None, AttnMaskType, None]:
+        """Append [S, B, G, D] keys and values to the cache; returns them with everything cached before."""
+        if inference_context is None:
+            return query, key, value, rotary_pos_emb, self.attn_mask_type, None
+        assert rotary_pos_emb is not None
+        start = inference_context.sequence_len_offset
+        end = start + key.size(0)
+        emb = rotary_pos_emb[0][start:end]
+        query, key = (
+            apply_rotary_pos_emb(x, emb, config=self.config, cp_group=self.pg_collection.cp) for x in (query, key)
+        )
+        keys, values = self._cache(inference_context, key)
+        keys[:, :, start:end] = key.permute(1, 2, 0, 3)
+        values[:, :, start:end] = value.permute(1, 2, 0, 3)
+        key, value = (x[:, :, :end].permute(2, 0, 1, 3) for x in (keys, values))
+        return query, key, value, None, self.attn_mask_type, None
+
+    def _cache(self, context: StaticInferenceContext, key: Tensor) -> tuple[Tensor, Tensor]:
+        """This layer's buffers, [B, G, S_max, D] each: the order attention reads them in."""
+        memory = context.key_value_memory_dict
+        if self.layer_number not in memory:
+            shape = (key.size(1), key.size(2), context.max_sequence_length, key.size(3))
+            memory[self.layer_number] = (key.new_empty(shape), key.new_empty(shape))
+        return memory[self.layer_number]

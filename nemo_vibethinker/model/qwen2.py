@@ -1,0 +1,102 @@
+"""Qwen2 as Megatron-Core's `GPTModel`, with the local layer spec."""
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from nemo_vibethinker.config import Config
+from nemo_vibethinker.model.attention import CachingSelfAttention, RMSNorm, SdpaCoreAttention
+from nemo_vibethinker.model.hf_weights import load_hf_weights, random_hf_tensors
+
+RMS_NORM_EPS = 1e-6
+
+
+def transformer_config(config: Config) -> TransformerConfig:
+    """Megatron's configuration of the model and its layout. Fusions that need CUDA kernels are off."""
+    model, parallel = config.scale.model, config.scale.parallel
+    dtype = torch.bfloat16 if config.scale.precision == "bf16" else torch.float32
+    return TransformerConfig(
+        # architecture
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        normalization="RMSNorm",
+        layernorm_epsilon=RMS_NORM_EPS,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        add_qkv_bias=True,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        init_method_std=model.init_std,
+        # layout and precision
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        pipeline_dtype=dtype,
+        params_dtype=dtype,
+        bf16=dtype is torch.bfloat16,
+        moe_token_dispatcher_type="alltoall",  # no experts here, but the default refuses variable lengths
+        variable_seq_lengths=True,  # micro-batches are packed by a token budget, so their lengths differ
+        calculate_per_token_loss=True,  # losses are sums; Megatron divides by the count over all ranks
+        finalize_model_grads_func=finalize_model_grads,
+        use_cpu_initialization=True,  # the same weights for every layout
+        # kernels
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        deallocate_pipeline_outputs=False,
+    )
+
+
+def layer_spec() -> ModuleSpec:
+    """The local (torch only) layer spec with our core attention and RMSNorm."""
+    layer: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    submodules: Any = layer.submodules
+    submodules.input_layernorm = RMSNorm
+    submodules.pre_mlp_layernorm = RMSNorm
+    submodules.self_attention.module = CachingSelfAttention
+    submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+    return layer
+
+
+def build_model(config: Config, vocab_size: int) -> GPTModel:
+    """This rank's part of the model, freshly initialised from `config.seed`: the same model for every layout.
+
+    Args:
+        vocab_size: size of the (padded) vocabulary; divisible by the tensor-parallel size.
+
+    Raises:
+        ValueError: the vocabulary cannot be split over the tensor-parallel ranks.
+    """
+    if vocab_size % config.scale.parallel.tensor:
+        raise ValueError(f"vocabulary of {vocab_size} is not divisible by scale.parallel.tensor")
+    model = GPTModel(
+        config=transformer_config(config),
+        transformer_layer_spec=layer_spec(),
+        vocab_size=vocab_size,
+        max_sequence_length=config.scale.model.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        position_embedding_type="rope",
+        rotary_base=int(config.scale.model.rope_theta),
+        share_embeddings_and_output_weights=True,
+    )
+    load_hf_weights(model, random_hf_tensors(config, vocab_size))
+    return model
+
+
+def wrap_for_training(model: GPTModel) -> DistributedDataParallel:
+    """Megatron's data-parallel wrapper with contiguous gradient buffers for the distributed optimizer."""
+    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    return DistributedDataParallel(model.config, ddp_config, model)
