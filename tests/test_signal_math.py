@@ -1,6 +1,7 @@
 """Advantages, the MGPO weight and the policy loss against closed forms."""
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nemo_vibethinker.signal.advantages import AdvantageStd, group_advantages, nonzero_variance_groups
-from nemo_vibethinker.signal.loss import LossNormalisation, PolicyLoss, policy_loss, token_weights
+from nemo_vibethinker.signal.loss import LossNormalisation, PolicyLoss, loss_denominator, policy_loss, token_weight
 from nemo_vibethinker.signal.mgpo import max_entropy_divergence, mgpo_advantages, mgpo_weights
 
 STDS: list[AdvantageStd] = ["population", "sample", "none"]
@@ -264,15 +265,21 @@ def test_a_micro_batch_without_response_tokens_contributes_zero() -> None:
         assert value.item() == 0
 
 
+def token_weights(lengths: Sequence[int], normalisation: LossNormalisation, **counts: int) -> Tensor:
+    """Weights that sum to the loss of a whole step: `token_weight` over `loss_denominator`."""
+    denominator = loss_denominator(normalisation, **counts)
+    weights = [token_weight(length, normalisation) / denominator if length else 0.0 for length in lengths]
+    return torch.tensor(weights, dtype=torch.float32)
+
+
 def test_token_weights_by_hand() -> None:
     counts = {"num_sequences": 3, "num_tokens": 10, "max_response_length": 16}
-    lengths_B = torch.tensor([2, 0, 8])
     expected = {"sequence_mean": [1 / 6, 0, 1 / 24], "token_mean": [0.1, 0, 0.1], "dr_grpo": [1 / 48, 0, 1 / 48]}
     for normalisation in NORMALISATIONS:
-        weights_B = token_weights(lengths_B, normalisation, **counts)
+        weights_B = token_weights([2, 0, 8], normalisation, **counts)
         torch.testing.assert_close(weights_B, torch.tensor(expected[normalisation], dtype=torch.float32))
     with pytest.raises(ValueError, match="normalisation must be"):
-        token_weights(lengths_B, "mean", **counts)  # pyright: ignore[reportArgumentType]
+        token_weight(2, "mean")  # pyright: ignore[reportArgumentType]
 
 
 class Batch:
@@ -291,7 +298,7 @@ class Batch:
         """Loss of some of the sequences packed into one [1, T] row, with the counts of the whole batch."""
         lengths_B = torch.tensor([self.lengths[index] for index in indices])
         weights_B = token_weights(
-            lengths_B,
+            lengths_B.tolist(),
             normalisation,
             num_sequences=len(self.lengths),
             num_tokens=sum(self.lengths),

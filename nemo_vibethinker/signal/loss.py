@@ -1,7 +1,7 @@
-"""The clipped policy-gradient loss over flat tokens, and the weights that normalise it."""
+"""The clipped policy-gradient loss over flat tokens, and its normalisations."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ LossNormalisation = Literal["sequence_mean", "token_mean", "dr_grpo"]
 class PolicyLoss:
     """Loss and detached statistics of one micro-batch; all scalar tensors.
 
-    The loss sums over micro-batches and data-parallel ranks. The means are over this micro-batch's response tokens:
-    weight them by `num_tokens` to combine micro-batches. Without response tokens all are zero.
+    The loss is a sum: it adds up over micro-batches and data-parallel ranks. The means are over this micro-batch's
+    response tokens: weight them by `num_tokens` to combine micro-batches. Without response tokens all are zero.
     """
 
     loss: Tensor
@@ -25,34 +25,28 @@ class PolicyLoss:
     num_tokens: Tensor
 
 
-def token_weights(
-    response_lengths_B: Tensor,
-    normalisation: LossNormalisation,
-    *,
-    num_sequences: int,
-    num_tokens: int | float,
-    max_response_length: int,
-) -> Tensor:
-    """Weight of each response token of each sequence in `policy_loss`; fp32 [sequences], zero for empty responses.
+def token_weight(response_length: int, normalisation: LossNormalisation) -> float:
+    """Weight of each token of a response in the summed loss: 1/|y_i| for the per-sequence mean, else 1."""
+    if normalisation not in get_args(LossNormalisation):
+        raise ValueError(f"normalisation must be sequence_mean, token_mean or dr_grpo, got {normalisation!r}")
+    return 1.0 / response_length if normalisation == "sequence_mean" else 1.0
 
-    "sequence_mean": 1 / (|y_i| * num_sequences), the mean over sequences of per-sequence token means (GRPO as printed
-    in VibeThinker-1.5B, arXiv 2511.06221, section 2). "token_mean": 1 / num_tokens (DAPO, arXiv 2503.14476).
-    "dr_grpo": 1 / (num_sequences * max_response_length) (Dr. GRPO, arXiv 2503.20783).
 
-    `num_sequences` and `num_tokens` count the whole optimizer step, over all micro-batches and data-parallel ranks;
-    then the summed losses do not depend on how the batch is split. Raises ValueError for an unknown normalisation.
+def loss_denominator(
+    normalisation: LossNormalisation, *, num_sequences: int, num_tokens: int, max_response_length: int
+) -> int:
+    """What the summed loss of these sequences is divided by.
+
+    "sequence_mean": sequences, the mean over sequences of per-sequence token means (GRPO as printed in
+    VibeThinker-1.5B, arXiv 2511.06221, section 2). "token_mean": response tokens (DAPO, arXiv 2503.14476). "dr_grpo":
+    sequences times `max_response_length` (Dr. GRPO, arXiv 2503.20783).
+
+    Linear in the counts: denominators of micro-batches and data-parallel ranks add up to the whole step's, so the
+    quotient of the sums does not depend on how the batch is split.
     """
-    lengths_B = response_lengths_B.to(torch.float32)
-    match normalisation:
-        case "sequence_mean":
-            weights_B = 1.0 / (lengths_B * num_sequences)
-        case "token_mean":
-            weights_B = torch.full_like(lengths_B, 1.0 / num_tokens)
-        case "dr_grpo":
-            weights_B = torch.full_like(lengths_B, 1.0 / (num_sequences * max_response_length))
-        case _:
-            raise ValueError(f"normalisation must be sequence_mean, token_mean or dr_grpo, got {normalisation!r}")
-    return weights_B.masked_fill(response_lengths_B == 0, 0.0)
+    if normalisation == "token_mean":
+        return num_tokens
+    return num_sequences * (max_response_length if normalisation == "dr_grpo" else 1)
 
 
 def policy_loss(

@@ -1,0 +1,195 @@
+"""Generation by the trainer's own Megatron model, in process, with a key-value cache."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from nemo_vibethinker.config import SamplingConfig
+from nemo_vibethinker.megatron.distributed import pipeline_parallel_group
+from nemo_vibethinker.rollout.sampling import sample_tokens, uniform_numbers
+
+ROWS = 256  # responses decoded side by side
+COMPACT_BELOW = 0.75  # share of running rows under which finished rows are dropped from the batch
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sampled response.
+
+    Attributes:
+        tokens: response token ids, the end-of-sequence token included when it was reached.
+        logprobs: log-prob of each token under the policy at sampling temperature.
+        finish_reason: "stop" at end of sequence, "length" when cut off.
+    """
+
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: Literal["stop", "length"]
+
+
+class MegatronEngine:
+    """Samples responses from a Megatron model; shares its weights, so there is nothing to synchronise.
+
+    All tensor- and pipeline-parallel ranks of one replica call `generate` together with the same arguments and get the
+    same samples; each data-parallel replica generates its own prompts.
+    """
+
+    def __init__(self, model: GPTModel, eos_token_id: int, pad_token_id: int) -> None:
+        self.model = model
+        self.eos_token_id = eos_token_id
+        self.pad_token_id = pad_token_id
+
+    @torch.inference_mode()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Sample]]:
+        """Sample responses.
+
+        Args:
+            prompts: token ids of each prompt.
+            seeds: for each prompt, the seed of each response wanted; a response depends on its own seed alone.
+
+        Returns:
+            For each prompt its responses, in the order of `seeds`.
+
+        Raises:
+            ValueError: a prompt leaves no room in the model's window.
+        """
+        self._check_lengths(prompts)
+        training = self.model.training
+        self.model.eval()
+        results: list[list[Sample]] = [[] for _ in prompts]
+        for chunk in _chunks(prompts, seeds):
+            for index, samples in zip(chunk, self._generate_chunk(chunk, prompts, sampling, seeds), strict=True):
+                results[index] = samples
+        self.model.train(training)
+        return results
+
+    def _check_lengths(self, prompts: Sequence[Sequence[int]]) -> None:
+        window = self.model.max_sequence_length
+        for index, prompt in enumerate(prompts):
+            if not 0 < len(prompt) < window:
+                raise ValueError(f"prompt {index} has {len(prompt)} tokens; the model's window is {window}")
+
+    def _generate_chunk(
+        self,
+        chunk: list[int],
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingConfig,
+        seeds: Sequence[Sequence[int]],
+    ) -> list[list[Sample]]:
+        counts = torch.tensor([len(seeds[i]) for i in chunk])
+        decoding = _Decoding(self, [prompts[i] for i in chunk], sampling)
+        logits = decoding.prefill(counts)
+        flat = decoding.run(logits, uniform_numbers([s for i in chunk for s in seeds[i]], decoding.max_new))
+        rows = iter(flat)
+        return [[next(rows) for _ in range(int(count))] for count in counts]
+
+
+class _Decoding:
+    """One batch on its way: prompts padded on the left, so that all rows write to the same cache position."""
+
+    def __init__(self, engine: MegatronEngine, prompts: list[Sequence[int]], sampling: SamplingConfig) -> None:
+        self.engine, self.model, self.sampling = engine, engine.model, sampling
+        self.width = max(len(prompt) for prompt in prompts)
+        self.max_new = min(sampling.max_response_length, self.model.max_sequence_length - self.width)
+        self.context = StaticInferenceContext(len(prompts), self.width + self.max_new)
+        padded = [[engine.pad_token_id] * (self.width - len(p)) + list(p) for p in prompts]
+        self.tokens_BP = torch.tensor(padded, device=next(self.model.parameters()).device)
+        starts = torch.tensor([self.width - len(p) for p in prompts], device=self.tokens_BP.device)
+        positions = torch.arange(self.width + self.max_new, device=self.tokens_BP.device)
+        self.visible_BS = positions >= starts[:, None]  # keys that are not padding
+
+    def prefill(self, counts: Tensor) -> Tensor:
+        """Run the prompts once, then repeat each row for its number of responses. Returns logits [B, V]."""
+        causal = torch.ones(self.width, self.width, dtype=torch.bool, device=self.tokens_BP.device).tril()
+        # A padding query sees itself, so that its softmax is not empty; nobody sees it.
+        own = torch.eye(self.width, dtype=torch.bool, device=self.tokens_BP.device)
+        mask = (causal & self.visible_BS[:, None, : self.width]) | own
+        logits = self._forward(self.tokens_BP, mask[:, None])
+        self._select(torch.arange(len(counts)).repeat_interleave(counts))
+        return logits.repeat_interleave(counts.to(logits.device), dim=0)
+
+    def run(self, logits_BV: Tensor, uniforms_BN: Tensor) -> list[Sample]:
+        """Decode until every row has ended or is at its limit."""
+        total = len(uniforms_BN)
+        out_tokens = torch.full((total, self.max_new), self.engine.pad_token_id)
+        out_logprobs = torch.zeros(total, self.max_new)
+        lengths = torch.full((total,), self.max_new)
+        rows = torch.arange(total)  # original row of each row still in the batch
+        for position in range(self.max_new):
+            tokens, logprobs = self._draw(logits_BV, uniforms_BN[rows, position])
+            out_tokens[rows, position], out_logprobs[rows, position] = tokens.cpu(), logprobs.cpu()
+            running = lengths[rows] == self.max_new
+            ended = running & (tokens.cpu() == self.engine.eos_token_id)
+            lengths[rows[ended]] = position + 1
+            running &= ~ended
+            if position + 1 == self.max_new or not running.any():
+                break
+            if running.float().mean() < COMPACT_BELOW:
+                keep = running.nonzero()[:, 0]
+                self._select(keep)
+                rows, tokens = rows[keep], tokens[keep.to(tokens.device)]
+            visible = self.visible_BS[:, None, None, : self.context.sequence_len_offset + 1]
+            logits_BV = self._forward(tokens[:, None], visible)
+        return self._samples(out_tokens, out_logprobs, lengths)
+
+    def _draw(self, logits_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample on the last pipeline stage and tell the others."""
+        box = torch.zeros(2, len(uniforms_B), dtype=torch.float64, device=self.tokens_BP.device)
+        if parallel_state.is_pipeline_last_stage():
+            tokens, logprobs = sample_tokens(logits_BV, uniforms_B, self.sampling.temperature, self.sampling.top_p)
+            box[0], box[1] = tokens, logprobs
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            last = parallel_state.get_pipeline_model_parallel_last_rank()
+            torch.distributed.broadcast(box, src=last, group=pipeline_parallel_group())
+        return box[0].long(), box[1].float()
+
+    def _forward(self, tokens_BS: Tensor, mask: Tensor) -> Tensor:
+        """Run one step through all pipeline stages. Returns logits [B, V] on the last stage, [B, 0] elsewhere."""
+        if not parallel_state.is_pipeline_first_stage():
+            shape = (tokens_BS.size(1), tokens_BS.size(0), self.model.config.hidden_size)
+            hidden = torch.empty(shape, dtype=self.model.config.params_dtype, device=tokens_BS.device)
+            torch.distributed.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
+            self.model.set_input_tensor(hidden)
+        output = self.model(tokens_BS, None, mask, inference_context=self.context, runtime_gather_output=True)
+        self.context.sequence_len_offset += tokens_BS.size(1)
+        if not parallel_state.is_pipeline_last_stage():
+            torch.distributed.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
+            return output.new_empty(len(tokens_BS), 0)
+        return output[:, -1]
+
+    def _select(self, rows: Tensor) -> None:
+        """Keep (or repeat) these rows of the batch."""
+        rows = rows.to(self.visible_BS.device)
+        self.visible_BS = self.visible_BS[rows]
+        memory = self.context.key_value_memory_dict
+        for layer, (keys, values) in memory.items():
+            memory[layer] = (keys[rows], values[rows])
+        self.context.max_batch_size = len(rows)
+
+    def _samples(self, tokens: Tensor, logprobs: Tensor, lengths: Tensor) -> list[Sample]:
+        samples = []
+        for row_tokens, row_logprobs, length in zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), strict=True):
+            reason = "stop" if row_tokens[length - 1] == self.engine.eos_token_id else "length"
+            samples.append(Sample(row_tokens[:length], row_logprobs[:length], reason))
+        return samples
+
+
+def _chunks(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Prompt indices in batches of about ROWS responses, prompts of like length together."""
+    chunks: list[list[int]] = []
+    rows = ROWS
+    for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        if rows + len(seeds[index]) > ROWS:
+            chunks.append([])
+            rows = 0
+        chunks[-1].append(index)
+        rows += len(seeds[index])
+    return chunks
