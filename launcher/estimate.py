@@ -25,7 +25,7 @@ def filter_prompts(config: Config, name: str) -> int | None:
     if stage.prefilter_prompts:
         return stage.prefilter_prompts
     if name == CODE_DOMAIN:
-        return config.data.rl_problems_per_domain
+        return config.data.rl_code_problems
     own_file = config.data.rl or config.data.sft
     return None if own_file else len(MATH_DOMAINS) * config.data.rl_problems_per_domain
 

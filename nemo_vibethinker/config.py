@@ -35,10 +35,12 @@ class DataConfig:
     rl: str | None = None  # the same formats, only prompts and answers are used; None with `sft` set: the same file
     instruction: str = r"Let's think step by step and output the final answer within \boxed{}."
     vocab_size: int = 512
-    sft_problems_per_domain: int = 1500
+    sft_problems_per_domain: int = 1500  # of each of the four maths domains; every problem has two solutions
     rl_problems_per_domain: int = 400
     probe_problems_per_domain: int = 32
     evaluation_problems_per_domain: int = 100
+    sft_code_problems: int = 300
+    rl_code_problems: int = 300
     evaluation_code_problems: int = 60
 
 

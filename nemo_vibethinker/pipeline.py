@@ -287,7 +287,19 @@ def run_worker(run_dir: Path, only: str | None = None) -> None:
     if is_main() and only in (None, run.config.stages[-1]):
         from nemo_vibethinker.report import write_report
 
+        _link_final_model(run)
         write_report(run.path)
+
+
+def _link_final_model(run: RunFolder) -> None:
+    """`hf` in the run folder, a link to the exported model."""
+    manifest = run.read_manifest("export", verify=False) if "export" in run.config.stages else None
+    if manifest is None:
+        return
+    temporary = run.path / ".hf.new"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(manifest.outputs["hf"].path)
+    os.replace(temporary, run.path / "hf")
 
 
 def stage_main(module_file: str) -> NoReturn:

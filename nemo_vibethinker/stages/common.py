@@ -1,0 +1,41 @@
+"""What the stages that hold a model share."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron.core.models.gpt import GPTModel
+
+from nemo_vibethinker.config import Config
+from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
+from nemo_vibethinker.model.qwen2 import build_model
+from nemo_vibethinker.reward.grader import Grader
+from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
+from nemo_vibethinker.rollout.responses import Sampler
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+def load_tokenizer(inputs: dict[str, Path]) -> "PreTrainedTokenizerFast":
+    """The run's tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(inputs["tokenizer"])
+
+
+def build_run_model(config: Config, tokenizer: "PreTrainedTokenizerFast") -> GPTModel:
+    """The run's model with its vocabulary, freshly initialised."""
+    return build_model(config, len(tokenizer))
+
+
+def make_grader(config: Config) -> Grader:
+    """A grader with this replica's share of the run's grading processes."""
+    _, replicas = data_parallel_rank_and_size()
+    return Grader(config.reward, workers=max(1, config.reward.workers // replicas))
+
+
+def make_sampler(config: Config, model: GPTModel, tokenizer: "PreTrainedTokenizerFast", grader: Grader) -> Sampler:
+    """Samples from `model`, whatever weights it holds at the time."""
+    assert isinstance(tokenizer.eos_token_id, int)
+    assert isinstance(tokenizer.pad_token_id, int)
+    return Sampler(config, MegatronEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id), tokenizer, grader)

@@ -1,0 +1,70 @@
+"""Export: the final policy as a Hugging Face folder, proven equal to the Megatron model."""
+
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from nemo_vibethinker.config import Config
+from nemo_vibethinker.data.records import read_jsonl
+from nemo_vibethinker.data.tokenizer import encode_prompts
+from nemo_vibethinker.megatron.checkpoint import load_full_tensors, load_model
+from nemo_vibethinker.megatron.distributed import barrier, broadcast_object, tensor_parallel_group
+from nemo_vibethinker.megatron.micro_batch import pack_row
+from nemo_vibethinker.megatron.train_step import run_forward_backward
+from nemo_vibethinker.model.hf_export import hf_logits, write_hf_folder
+from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
+from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}  # largest difference of a logit, relative to the largest logit or 1
+
+
+def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
+    """Write `folder/hf` and compare its logits under transformers with Megatron's on an evaluation prompt.
+
+    Raises:
+        RuntimeError: the logits differ by more than the tolerance; the export is not to be used.
+    """
+    tokenizer = load_tokenizer(inputs)
+    model = build_run_model(config, tokenizer)
+    load_model(model, inputs["policy"])
+    record = read_jsonl(inputs["evaluation_data"])[0]
+    tokens = encode_prompts(tokenizer, [record.prompt], config.data.instruction)[0]
+    logits_TV = megatron_logits(model, tokens)
+    full = load_full_tensors(inputs["policy"])
+    difference = 0.0
+    if context.is_main:
+        write_hf_folder(config, full, tokenizer, folder / "hf")
+        theirs = hf_logits(folder / "hf", torch.tensor([tokens]))[0]
+        assert logits_TV is not None
+        difference = float((theirs - logits_TV).abs().max() / theirs.abs().max().clamp(min=1))
+        print(f"export        {folder / 'hf'}: largest logit difference to Megatron {difference:.1e}", flush=True)
+    difference = broadcast_object(difference)
+    if not difference <= TOLERANCE[config.scale.precision]:  # not a number is a difference too
+        raise RuntimeError(f"the exported model's logits differ from Megatron's by {difference:.1e}")
+    return StageResult(outputs={"hf": folder / "hf"}, metrics={"logit_difference": difference})
+
+
+@torch.no_grad()
+def megatron_logits(model: GPTModel, tokens: list[int]) -> Tensor | None:
+    """Full logits [T, V] in fp32 for a sequence, on the first rank; None elsewhere. All ranks call it together."""
+    found: list[Tensor] = []
+
+    def keep(_: object, logits_1TV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        group = tensor_parallel_group()
+        shards = [torch.empty_like(logits_1TV) for _ in range(group.size())]
+        torch.distributed.all_gather(shards, logits_1TV.contiguous(), group=group)
+        found.append(torch.cat(shards, dim=-1)[0].float().cpu())
+        zero = torch.zeros((), device=logits_1TV.device)
+        return zero, zero, {}
+
+    model.eval()
+    run_forward_backward(model, [pack_row([(tokens, 1)], [0.0])], keep, forward_only=True)
+    logits = broadcast_object(found[0] if found else None, source=torch.distributed.get_world_size() - 1)
+    barrier()
+    return logits if torch.distributed.get_rank() == 0 else None
+
+
+if __name__ == "__main__":
+    stage_main(__file__)

@@ -1,0 +1,127 @@
+"""MGPO: one reinforcement-learning stage (maths at 16K, maths at 32K, code) on the policy so far."""
+
+import json
+import random
+import time
+from pathlib import Path
+
+from nemo_vibethinker.config import CODE_DOMAIN, Config, MgpoConfig
+from nemo_vibethinker.data.records import Record, read_jsonl
+from nemo_vibethinker.megatron.checkpoint import load_model, load_resume_point, save_model, save_resume_point
+from nemo_vibethinker.megatron.distributed import broadcast_object
+from nemo_vibethinker.megatron.optimizer import build_optimizer
+from nemo_vibethinker.model.qwen2 import wrap_for_training
+from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
+from nemo_vibethinker.rollout.responses import Sampler, check_ungraded
+from nemo_vibethinker.run_folder import atomic_write_text
+from nemo_vibethinker.signal import loop
+from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
+
+
+def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
+    """Train the policy for `steps` steps on the prompts it solves sometimes.
+
+    Where no prompt is left (none of the stage's domain in the data, or all solved always or never) the policy passes
+    through unchanged, and the console and the manifest say so.
+    """
+    name = context.stage.split(".")[1]
+    stage: MgpoConfig = getattr(config.signal, name)
+    tokenizer = load_tokenizer(inputs)
+    model = build_run_model(config, tokenizer)
+    load_model(model, inputs["policy"])
+    with make_grader(config) as grader:
+        sampler = make_sampler(config, model, tokenizer, grader)
+        data = inputs["rl_code_data" if name == CODE_DOMAIN else "rl_math_data"]
+        prompts, kept = _training_prompts(config, stage, sampler, read_jsonl(data), folder, context)
+        if prompts:
+            _train(config, stage, sampler, prompts, folder, context)
+    save_model(model, folder / "model")
+    outputs = {f"model.{context.stage}": folder / "model", "policy": folder / "model"}
+    return StageResult(outputs=outputs, metrics={"prompts": kept, "steps": stage.steps if prompts else 0})
+
+
+def _training_prompts(
+    config: Config, stage: MgpoConfig, sampler: Sampler, records: list[Record], folder: Path, context: StageContext
+) -> tuple[list[Record], dict[str, int]]:
+    """The prompts to train on, and how many were scored and kept; the choice is kept in `folder` for a resume."""
+    path = folder / "prompts.json"
+    choice = broadcast_object(json.loads(path.read_text()) if path.exists() else None)
+    if choice is None:
+        choice = prefilter(config, stage, sampler, records, context)
+        if context.is_main:
+            atomic_write_text(path, json.dumps(choice, indent=1))
+    by_id = {record.id: record for record in records}
+    counts = {key: len(ids) for key, ids in choice.items()}
+    if context.is_main:
+        reason = "" if choice["kept"] else "; nothing to learn from: the policy passes through unchanged"
+        print(
+            f"{context.stage:<13} prompts: {counts['kept']} kept, {counts['always_solved']} always solved, "
+            f"{counts['never_solved']} never solved{reason}",
+            flush=True,
+        )
+    return [by_id[identity] for identity in choice["kept"]], counts
+
+
+def prefilter(
+    config: Config, stage: MgpoConfig, sampler: Sampler, records: list[Record], context: StageContext
+) -> dict[str, list[str]]:
+    """Ids of the prompts that the starting policy solves sometimes, always, and never (3B report, section 2.2)."""
+    pool = list(records)
+    random.Random(f"{config.seed}/{context.stage}").shuffle(pool)
+    pool = pool[: stage.prefilter_prompts or None]
+    choice: dict[str, list[str]] = {"kept": [], "always_solved": [], "never_solved": []}
+    if not stage.prefilter_samples:
+        return choice | {"kept": [record.id for record in pool]}
+    for group in sampler.sample_all(pool, stage.prefilter_samples, stage.sampling, context.stage, "prefilter"):
+        rewards = [value for response in group.responses if (value := loop.reward(response)) is not None]
+        solved = sum(rewards)
+        key = "never_solved" if solved == 0 else "always_solved" if solved == len(rewards) else "kept"
+        choice[key].append(group.record.id)
+        context.ledger.beat()
+    return choice
+
+
+def _train(
+    config: Config, stage: MgpoConfig, sampler: Sampler, prompts: list[Record], folder: Path, context: StageContext
+) -> None:
+    model = sampler.engine.model
+    ddp = wrap_for_training(model)
+    optimizer = build_optimizer(ddp, stage.optimizer)
+    start = load_resume_point(model, optimizer, folder / "resume")
+    log = context.metrics_log(stage.steps, start)
+    for step in range(start + 1, stage.steps + 1):
+        timer = loop.StepTimer(sampler)
+        batch = step_prompts(prompts, stage.prompts_per_step, step, config.seed)
+        rollout = loop.collect(sampler, batch, stage, context.stage, step)
+        metrics = loop.rollout_metrics(rollout, stage)
+        check_ungraded(metrics["ungraded_share"], config.reward.max_ungraded_share, metrics["ungraded_reasons"])
+        began = time.monotonic()
+        results = loop.update(ddp, optimizer, rollout, stage, step)
+        timer.updated(time.monotonic() - began)
+        tokens = metrics["response_length"] * len(batch) * stage.group_size
+        log.log(step, **metrics, **loop.update_metrics(results), **timer.metrics(tokens, config.world_size))
+        if step % stage.save_interval == 0 and step < stage.steps:
+            save_resume_point(model, optimizer, step, folder / "resume")
+            context.ledger.saved()
+
+
+def step_prompts(prompts: list[Record], count: int, step: int, seed: int) -> list[Record]:
+    """The prompts of a step: consecutive ones of an endless sequence of seeded shuffles.
+
+    A step never holds a prompt twice; where there are fewer than `count`, it holds them all.
+    """
+    count = min(count, len(prompts))
+    first = (step - 1) * count
+    batch: dict[str, Record] = {}
+    position = first
+    while len(batch) < count:
+        epoch, index = divmod(position, len(prompts))
+        order = list(prompts)
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        batch.setdefault(order[index].id, order[index])
+        position += 1
+    return list(batch.values())
+
+
+if __name__ == "__main__":
+    stage_main(__file__)

@@ -1,0 +1,114 @@
+"""SFT: one supervised run whose checkpoints the probe compares (VibeThinker-1.5B report, section 3.3)."""
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from nemo_vibethinker.config import Config
+from nemo_vibethinker.data.packing import pack_examples
+from nemo_vibethinker.data.records import read_jsonl
+from nemo_vibethinker.data.tokenizer import encode_examples
+from nemo_vibethinker.megatron.checkpoint import load_resume_point, save_model, save_resume_point
+from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
+from nemo_vibethinker.megatron.logprobs import vocab_parallel_logprobs
+from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
+from nemo_vibethinker.megatron.optimizer import build_optimizer, cosine_lr, set_lr
+from nemo_vibethinker.megatron.train_step import LossTerms, train_step
+from nemo_vibethinker.model.qwen2 import wrap_for_training
+from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
+from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
+
+Example = tuple[list[int], int]  # token ids, prompt length
+
+
+def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
+    """Train from scratch for `sft.steps` steps; a model checkpoint every `sft.checkpoint_interval` and at the end."""
+    tokenizer = load_tokenizer(inputs)
+    examples = encode_examples(tokenizer, read_jsonl(inputs["sft_data"]), config.data.instruction)
+    data = PackedData(examples, config.sft.seq_length, config.seed)
+    model = build_run_model(config, tokenizer)
+    ddp = wrap_for_training(model)
+    optimizer = build_optimizer(ddp, config.sft.optimizer)
+    start = load_resume_point(model, optimizer, folder / "resume")
+    log = context.metrics_log(config.sft.steps, start)
+    for step in range(start + 1, config.sft.steps + 1):
+        began = time.monotonic()
+        lr = learning_rate(config, step)
+        set_lr(optimizer, lr)
+        batches = micro_batches(config, data, step)
+        result = train_step(ddp, optimizer, batches, sft_loss)
+        if not result.applied:
+            raise RuntimeError(f"SFT step {step}: the gradient is not finite; lower sft.optimizer.lr")
+        speed = result.statistics["tokens"] / (time.monotonic() - began) / config.world_size
+        log.log(step, loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_second=speed)
+        if step % config.sft.checkpoint_interval == 0 or step == config.sft.steps:
+            save_model(model, checkpoint_folder(folder / "checkpoints", step))
+            save_resume_point(model, optimizer, step, folder / "resume")
+            context.ledger.saved()
+    last = checkpoint_folder(folder / "checkpoints", config.sft.steps)
+    outputs = {"sft_checkpoints": folder / "checkpoints", "model.sft_last": last, "policy": last}
+    return StageResult(outputs=outputs, metrics={"epochs": config.sft.steps * config.sft.global_batch_size / len(data)})
+
+
+def checkpoint_folder(checkpoints: Path, step: int) -> Path:
+    """Where the model of a step is kept."""
+    return checkpoints / f"step_{step:06d}"
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Cosine schedule with warm-up."""
+    sft = config.sft
+    warmup = round(sft.warmup_fraction * sft.steps)
+    return cosine_lr(step, steps=sft.steps, warmup=warmup, lr=sft.optimizer.lr, min_lr=sft.min_lr)
+
+
+class PackedData:
+    """Examples packed into rows of at most `seq_length` tokens; the rows of an epoch come in a seeded order.
+
+    `row(i)` is row i of the endless sequence of epochs, so the data order is a function of the seed and the position
+    alone.
+    """
+
+    def __init__(self, examples: Sequence[Example], seq_length: int, seed: int) -> None:
+        shuffled = list(examples)
+        random.Random(seed).shuffle(shuffled)  # rows of examples of like length come from all over the data
+        packs = pack_examples([len(tokens) for tokens, _ in shuffled], seq_length)
+        self._rows = [[shuffled[i] for i in pack] for pack in packs]
+        self._seed = seed
+        self._order: tuple[int, list[int]] = (-1, [])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, position: int) -> list[Example]:
+        """The examples of one packed row."""
+        epoch, index = divmod(position, len(self._rows))
+        if self._order[0] != epoch:
+            order = list(range(len(self._rows)))
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._rows[self._order[1][index]]
+
+
+def micro_batches(config: Config, data: PackedData, step: int) -> list[MicroBatch]:
+    """This rank's micro-batches of optimizer step `step` (from 1)."""
+    rank, size = data_parallel_rank_and_size()
+    first = (step - 1) * config.sft.global_batch_size
+    mine = [data.row(first + i) for i in range(rank, config.sft.global_batch_size, size)]
+    width = config.sft.micro_batch_size
+    groups = [[example for row in mine[i : i + width] for example in row] for i in range(0, len(mine), width)]
+    return [pack_row(examples, [1.0] * len(examples)) for examples in groups]
+
+
+def sft_loss(batch: MicroBatch, logits_1TV: Tensor) -> LossTerms:
+    """Cross-entropy summed over response tokens, in nats; the count is the number of response tokens."""
+    logprobs_T = vocab_parallel_logprobs(logits_1TV, batch.targets[None])[0]
+    loss = -(logprobs_T * batch.loss_weights).sum()
+    return loss, batch.loss_weights.sum(), {"tokens": batch.loss_weights.new_tensor(batch.tokens.numel())}
+
+
+if __name__ == "__main__":
+    stage_main(__file__)
