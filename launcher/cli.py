@@ -344,7 +344,7 @@ Any key of the schema (nemo_vibethinker/config.py) can be set:
   plan=true        print what would happen, and run nothing
   run.name=NAME    folder of the run below run.root (default: <recipe>-<scale>-seed<seed>)
   run.root=PATH    default: runs
-  run.from_run=PATH  finished run to start from
+  run.from_run=PATH  finished run to start from; run.from_model=fused names the model of it (default: its last)
   seed=INTEGER     default: 0
   data.sft=FILE    your own supervised data, JSON lines: GSM8K, MATH or chat format
   data.rl=FILE     your own problems with answers (default: those of data.sft)

@@ -25,6 +25,7 @@ class RunConfig:
     name: str = ""  # empty: <recipe>-<scale>-seed<seed>
     root: str = "runs"
     from_run: str | None = None  # folder of a finished run whose artefacts this run starts from
+    from_model: str | None = None  # which of its models training starts from, such as `fused`; None: its last
 
 
 @dataclass(kw_only=True)
@@ -275,6 +276,9 @@ def _check_stages(config: Config) -> None:
             f"recipe {config.recipe} has no prepare stage: name the run it starts from, run.from_run=runs/NAME"
         )
 
+    if config.run.from_model is not None and config.run.from_run is None:
+        raise ValueError("run.from_model names a model of run.from_run; set that too")
+
 
 def _check_layout(config: Config) -> None:
     model, parallel = config.scale.model, config.scale.parallel
@@ -290,6 +294,11 @@ def _check_layout(config: Config) -> None:
         )
     if model.hidden_size % model.num_attention_heads or model.num_attention_heads % model.num_query_groups:
         raise ValueError("scale.model: hidden_size must be a multiple of num_attention_heads, that of num_query_groups")
+    if config.sft.first_checkpoint > config.sft.steps:
+        raise ValueError(
+            f"sft.first_checkpoint={config.sft.first_checkpoint} is past sft.steps={config.sft.steps}: "
+            "no checkpoint would be probed"
+        )
     rows = config.sft.micro_batch_size * parallel.data
     if config.sft.global_batch_size % rows:
         raise ValueError(

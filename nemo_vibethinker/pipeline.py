@@ -120,11 +120,14 @@ def starting_artefacts(config: Config, verify: bool = True) -> dict[str, Artefac
     """The outputs of `run.from_run` and of the runs that it started from, with absolute paths.
 
     Raises:
-        ValueError: it is no run folder, or has a stage that is not done.
+        ValueError: it is no run folder, has a stage that is not done, another architecture, or no such
+            `run.from_model`.
     """
     if config.run.from_run is None:
         return {}
     source = RunFolder.load(Path(config.run.from_run))
+    if source.config.scale.model != config.scale.model:
+        raise ValueError(f"run.from_run={config.run.from_run} has another scale.model; give this run the same")
     artefacts = starting_artefacts(source.config, verify)
     for stage in source.config.stages:
         manifest = source.read_manifest(stage, verify)
@@ -133,7 +136,17 @@ def starting_artefacts(config: Config, verify: bool = True) -> dict[str, Artefac
                 f"run.from_run={config.run.from_run}: its stage {stage} is not done; finish that run first"
             )
         artefacts |= absolute_outputs(source, manifest)
-    return artefacts
+    return artefacts if config.run.from_model is None else _policy_from(config.run.from_model, artefacts)
+
+
+def _policy_from(label: str, artefacts: dict[str, Artefact]) -> dict[str, Artefact]:
+    """The artefacts with model `label` as the policy, without the models that came after it."""
+    labels = [name.removeprefix("model.") for name in artefacts if name.startswith("model.")]
+    if label not in labels:
+        raise ValueError(f"run.from_model={label}: that run has {', '.join(labels) or 'no model'}")
+    later = {f"model.{name}" for name in labels[labels.index(label) + 1 :]}
+    kept = {name: artefact for name, artefact in artefacts.items() if name not in later}
+    return kept | {"policy": artefacts[f"model.{label}"]}
 
 
 def stage_inputs(config: Config, stage: str, artefacts: Mapping[str, Artefact]) -> dict[str, Artefact]:

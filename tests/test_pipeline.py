@@ -17,8 +17,16 @@ from launcher.local import run_process, worker_command, worker_environment
 from nemo_vibethinker.config import Config, RunConfig
 from nemo_vibethinker.ledger import summarise
 from nemo_vibethinker.metrics_log import read_metrics
-from nemo_vibethinker.pipeline import StageContext, StageResult, guarded, run_stages, starting_artefacts, survey
-from nemo_vibethinker.run_folder import RunFolder, open_run, read_json_lines
+from nemo_vibethinker.pipeline import (
+    StageContext,
+    StageResult,
+    _policy_from,
+    guarded,
+    run_stages,
+    starting_artefacts,
+    survey,
+)
+from nemo_vibethinker.run_folder import Artefact, RunFolder, open_run, read_json_lines
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -215,7 +223,24 @@ def test_run_starts_from_another_run(run: RunFolder, tmp_path: Path) -> None:
     found = starting_artefacts(third)
     assert found["sft_data"].path == str(run.path / "stages" / "00-prepare" / "data")
     assert found["hf"].path == str(second.path / "stages" / "00-export" / "hf")
+    third.run.from_model = "fused"
+    with pytest.raises(ValueError, match="that run has sft_last"):
+        starting_artefacts(third)
+    third.run.from_model = "sft_last"
+    found = starting_artefacts(third)
+    assert found["policy"] == found["model.sft_last"]
+    third.scale.model.num_layers = 8
+    with pytest.raises(ValueError, match=r"has another scale\.model"):
+        starting_artefacts(third)
     second.unlock()
+
+
+def test_starting_model_hides_the_later_ones() -> None:
+    labels = ("sft_last", "fused", "mgpo.math_16k", "mgpo.code")
+    artefacts = {f"model.{label}": Artefact(label, label) for label in labels} | {"scores": Artefact("s", "s")}
+    found = _policy_from("fused", artefacts)
+    assert set(found) == {"model.sft_last", "model.fused", "scores", "policy"}
+    assert found["policy"] == artefacts["model.fused"]
 
 
 SLOW_WORKER = """
@@ -223,7 +248,7 @@ import sys, time
 from pathlib import Path
 from nemo_vibethinker import pipeline
 from nemo_vibethinker.pipeline import StageResult
-from nemo_vibethinker.run_folder import RunFolder, atomic_write_text
+from nemo_vibethinker.run_folder import Artefact, RunFolder, atomic_write_text
 
 def prepare(config, inputs, folder, context):
     (folder / "data").write_text("abc")
@@ -410,7 +435,7 @@ import os, sys
 from pathlib import Path
 from nemo_vibethinker import pipeline
 from nemo_vibethinker.pipeline import StageResult
-from nemo_vibethinker.run_folder import RunFolder
+from nemo_vibethinker.run_folder import Artefact, RunFolder
 
 def prepare(config, inputs, folder, context):
     with open(folder / "data", "a") as file:

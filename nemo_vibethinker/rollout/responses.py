@@ -92,6 +92,8 @@ class Sampler:
 
     def _grade(self, records: Sequence[Record], sampled: list[list[Sample]]) -> list[Response]:
         flat = [(record, sample) for record, group in zip(records, sampled, strict=True) for sample in group]
+        if not flat:  # fewer prompts than ranks; batch_decode takes an empty batch for one empty text
+            return []
         texts = self.tokenizer.batch_decode([sample.tokens for _, sample in flat], skip_special_tokens=True)
         verdicts = self._verdicts([record for record, _ in flat], texts)
         return [Response(sample, text, v) for (_, sample), text, v in zip(flat, texts, verdicts, strict=True)]

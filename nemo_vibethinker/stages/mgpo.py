@@ -53,7 +53,8 @@ def _training_prompts(
     by_id = {record.id: record for record in records}
     counts = {key: len(ids) for key, ids in choice.items()}
     if context.is_main:
-        reason = "" if choice["kept"] else "; nothing to learn from: the policy passes through unchanged"
+        nothing = "nothing to learn from" if records else "the data has no prompts for this stage"
+        reason = "" if choice["kept"] else f"; {nothing}: the policy passes through unchanged"
         print(
             f"{context.stage:<13} prompts: {counts['kept']} kept, {counts['always_solved']} always solved, "
             f"{counts['never_solved']} never solved{reason}",
