@@ -31,19 +31,25 @@ def execute(config: Config) -> int:
         code = 0
     else:
         environment = worker_environment(config) | {LOCK_VARIABLE: str(run.path)}
-        code = run_process(worker_command(config, run.path), environment, keep_open=[run.lock_descriptor])
+        code = 0
+        for command in worker_commands(config, run.path, prepared=found.get("prepare") is not None):
+            code = code or run_process(command, environment, keep_open=[run.lock_descriptor])
     if code == 0:
         show_result(run)
     return code
 
 
-def worker_command(config: Config, run_dir: Path) -> list[str]:
-    """Command line of the worker, under torchrun for more than one process."""
+def worker_commands(config: Config, run_dir: Path, prepared: bool) -> list[list[str]]:
+    """Command lines to run one after the other: the worker, under torchrun for more than one process.
+
+    Then `prepare`, which is where unusable data shows, goes first and alone: its one line of error is all that is seen.
+    """
     worker = ["-m", "nemo_vibethinker.pipeline", "--run-dir", str(run_dir)]
     if config.world_size == 1:
-        return [sys.executable, *worker]
+        return [[sys.executable, *worker]]
+    first = [[sys.executable, *worker, "--stage", "prepare"]] if "prepare" in config.stages and not prepared else []
     layout = ["--standalone", "--nproc-per-node", str(config.world_size)]
-    return [sys.executable, "-m", "launcher.torchrun", *layout, *worker]
+    return [*first, [sys.executable, "-m", "launcher.torchrun", *layout, *worker]]
 
 
 def worker_environment(config: Config) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli
-from launcher.local import run_process, worker_command, worker_environment
+from launcher.local import run_process, worker_commands, worker_environment
 from nemo_vibethinker.config import Config, RunConfig
 from nemo_vibethinker.ledger import summarise
 from nemo_vibethinker.metrics_log import read_metrics
@@ -355,7 +355,7 @@ def test_mistake_is_told_apart_from_a_fault(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_worker_refuses_a_run_that_another_process_works_on(run: RunFolder) -> None:
-    command = worker_command(run.config, run.path)
+    (command,) = worker_commands(run.config, run.path, prepared=False)
     outcome = subprocess.run(command, env=worker_environment(run.config), capture_output=True, text=True)
     assert outcome.returncode == 2
     assert outcome.stderr.startswith(f"error: {run.path} is in use by process {os.getpid()} on ")
@@ -468,7 +468,7 @@ def test_two_ranks_share_one_run(tmp_path: Path, capfd: pytest.CaptureFixture[st
     config.scale.parallel.data = 2
     run = open_run(config)
     (tmp_path / "worker.py").write_text(textwrap.dedent(TWO_RANKS))
-    torchrun = worker_command(config, run.path)[: -len(["-m", "module", "--run-dir", "path"])]
+    torchrun = worker_commands(config, run.path, prepared=True)[-1][: -len(["-m", "module", "--run-dir", "path"])]
     command = [*torchrun, str(tmp_path / "worker.py")]
     environment = worker_environment(config)
     assert run_process([*command, str(run.path)], environment) == 0
