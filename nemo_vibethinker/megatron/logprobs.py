@@ -17,9 +17,9 @@ def vocab_parallel_logprobs(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     Returns:
         [B, T] in fp32, the same on every tensor-parallel rank.
     """
-    # The kernel works in place on its fp32 input, which must not be the caller's tensor.
-    logits = logits_BTV.float().transpose(0, 1).clone()
-    return -vocab_parallel_cross_entropy(logits, targets_BT.transpose(0, 1)).transpose(0, 1)
+    # The kernel works in place on its fp32 input, which must be contiguous and not the caller's tensor.
+    logits = logits_BTV.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    return -vocab_parallel_cross_entropy(logits, targets_BT)
 
 
 @torch.no_grad()

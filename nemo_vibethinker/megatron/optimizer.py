@@ -2,6 +2,7 @@
 
 import logging
 import math
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
@@ -28,7 +29,10 @@ def build_optimizer(model: DistributedDataParallel, config: OptimizerConfig) -> 
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
     )
-    return get_megatron_optimizer(megatron_config, [model])
+    optimizer: Any = get_megatron_optimizer(megatron_config, [model])
+    for part in optimizer.chained_optimizers:  # a resume point may be saved before the first update
+        part.init_state_fn(part.optimizer)
+    return optimizer
 
 
 def set_lr(optimizer: MegatronOptimizer, lr: float) -> None:

@@ -1,5 +1,6 @@
 """One optimizer step over packed micro-batches, through Megatron's pipeline schedules."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,7 @@ class StepResult:
         grad_norm: before clipping.
         statistics: sums of the loss function's statistics over the whole global batch.
         count: what the loss was divided by.
-        applied: false when a non-finite gradient made Megatron skip the update.
+        applied: false when the gradient was not finite; without loss scaling Megatron has then spoilt the weights.
     """
 
     loss: float
@@ -100,15 +101,15 @@ def train_step(
     optimizer.zero_grad()
     reports = run_forward_backward(model, batches, loss_function)
     outcome: Any = optimizer.step()
-    applied, grad_norm, _ = outcome
+    applied, grad_norm = outcome[0], float(outcome[1] or 0.0)
     sums = sum_over_ranks(reports)
     count = sums.pop("count")
     return StepResult(
         loss=sums.pop("loss") / max(count, 1.0),
-        grad_norm=float(grad_norm or 0.0),
+        grad_norm=grad_norm,
         statistics=sums,
         count=count,
-        applied=bool(applied),
+        applied=bool(applied) and math.isfinite(grad_norm),
     )
 
 

@@ -98,7 +98,9 @@ class _Decoding:
     def __init__(self, engine: MegatronEngine, prompts: list[Sequence[int]], sampling: SamplingConfig) -> None:
         self.engine, self.model, self.sampling = engine, engine.model, sampling
         self.width = max(len(prompt) for prompt in prompts)
-        self.max_new = min(sampling.max_response_length, self.model.max_sequence_length - self.width)
+        window = self.model.max_sequence_length
+        self.limits = torch.tensor([min(sampling.max_response_length, window - len(p)) for p in prompts])
+        self.max_new = int(self.limits.max())
         self.context = StaticInferenceContext(len(prompts), self.width + self.max_new)
         padded = [[engine.pad_token_id] * (self.width - len(p)) + list(p) for p in prompts]
         self.tokens_BP = torch.tensor(padded, device=next(self.model.parameters()).device)
@@ -114,6 +116,7 @@ class _Decoding:
         mask = (causal & self.visible_BS[:, None, : self.width]) | own
         logits = self._forward(self.tokens_BP, mask[:, None])
         self._select(torch.arange(len(counts)).repeat_interleave(counts))
+        self.limits = self.limits.repeat_interleave(counts)
         return logits.repeat_interleave(counts.to(logits.device), dim=0)
 
     def run(self, logits_BV: Tensor, uniforms_BN: Tensor) -> list[Sample]:
@@ -121,16 +124,16 @@ class _Decoding:
         total = len(uniforms_BN)
         out_tokens = torch.full((total, self.max_new), self.engine.pad_token_id)
         out_logprobs = torch.zeros(total, self.max_new)
-        lengths = torch.full((total,), self.max_new)
+        lengths = self.limits.clone()
         rows = torch.arange(total)  # original row of each row still in the batch
         for position in range(self.max_new):
             tokens, logprobs = self._draw(logits_BV, uniforms_BN[rows, position])
             out_tokens[rows, position], out_logprobs[rows, position] = tokens.cpu(), logprobs.cpu()
-            running = lengths[rows] == self.max_new
+            running = position < lengths[rows]
             ended = running & (tokens.cpu() == self.engine.eos_token_id)
             lengths[rows[ended]] = position + 1
-            running &= ~ended
-            if position + 1 == self.max_new or not running.any():
+            running = position + 1 < lengths[rows]
+            if not running.any():
                 break
             if running.float().mean() < COMPACT_BELOW:
                 keep = running.nonzero()[:, 0]

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from nemo_vibethinker.config import MgpoConfig
 from nemo_vibethinker.data.records import Record
-from nemo_vibethinker.megatron.distributed import data_parallel_group, gather_over_data_parallel
+from nemo_vibethinker.megatron.distributed import (
+    data_parallel_group,
+    data_parallel_rank_and_size,
+    gather_over_data_parallel,
+)
 from nemo_vibethinker.megatron.logprobs import vocab_parallel_entropy, vocab_parallel_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
 from nemo_vibethinker.megatron.optimizer import set_lr
@@ -138,9 +142,10 @@ def update(
     lr = config.optimizer.lr * min(1.0, step / (config.warmup_steps or 1))
     set_lr(optimizer, lr)
     loss_function = make_loss(config)
+    parts = _parts(len(rollout.samples), config.updates_per_rollout)
     results = []
     for part in range(config.updates_per_rollout):
-        samples = [s for group in rollout.samples[part :: config.updates_per_rollout] for s in group]
+        samples = [s for group, its_part in zip(rollout.samples, parts, strict=True) if its_part == part for s in group]
         if _count_everywhere(len(samples)) == 0:
             continue
         result = train_step(ddp, optimizer, policy_micro_batches(samples, config), loss_function)
@@ -148,6 +153,13 @@ def update(
             raise RuntimeError(f"step {step}: the policy gradient is not finite; lower the stage's optimizer.lr")
         results.append(result)
     return results
+
+
+def _parts(prompts: int, updates: int) -> list[int]:
+    """The update that each prompt of this rank takes part in: by its place among all ranks' prompts."""
+    rank, size = data_parallel_rank_and_size()  # the sampler deals prompts out round robin
+    total = _count_everywhere(prompts)
+    return [(rank + i * size) * updates // total for i in range(prompts)]
 
 
 def _count_everywhere(count: int) -> int:

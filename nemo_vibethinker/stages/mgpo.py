@@ -107,21 +107,15 @@ def _train(
 
 
 def step_prompts(prompts: list[Record], count: int, step: int, seed: int) -> list[Record]:
-    """The prompts of a step: consecutive ones of an endless sequence of seeded shuffles.
+    """The prompts of a step: consecutive ones of a seeded shuffle, round and round.
 
-    A step never holds a prompt twice; where there are fewer than `count`, it holds them all.
+    So every prompt comes equally often, and a step never holds one twice; where there are fewer than `count`, it holds
+    them all.
     """
-    count = min(count, len(prompts))
-    first = (step - 1) * count
-    batch: dict[str, Record] = {}
-    position = first
-    while len(batch) < count:
-        epoch, index = divmod(position, len(prompts))
-        order = list(prompts)
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        batch.setdefault(order[index].id, order[index])
-        position += 1
-    return list(batch.values())
+    order = list(prompts)
+    random.Random(seed).shuffle(order)
+    count = min(count, len(order))
+    return [order[((step - 1) * count + i) % len(order)] for i in range(count)]
 
 
 if __name__ == "__main__":
