@@ -288,9 +288,9 @@ def _check_layout(config: Config) -> None:
     ):
         if whole % parallel.tensor:
             raise ValueError(f"scale.model.{key}={whole} is not divisible by scale.parallel.tensor={parallel.tensor}")
-    if model.num_layers % parallel.pipeline:
+    if model.num_layers < parallel.pipeline:
         raise ValueError(
-            f"scale.model.num_layers={model.num_layers} is not divisible by scale.parallel.pipeline={parallel.pipeline}"
+            f"scale.model.num_layers={model.num_layers} is less than scale.parallel.pipeline={parallel.pipeline}"
         )
     if model.hidden_size % model.num_attention_heads or model.num_attention_heads % model.num_query_groups:
         raise ValueError("scale.model: hidden_size must be a multiple of num_attention_heads, that of num_query_groups")

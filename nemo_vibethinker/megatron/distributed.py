@@ -73,7 +73,7 @@ def gather_over_data_parallel(value: Any) -> list[Any]:
     from megatron.core import parallel_state
 
     values: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
-    torch.distributed.all_gather_object(values, value, group=parallel_state.get_data_parallel_group_gloo())
+    torch.distributed.all_gather_object(values, value, group=host_data_parallel_group())
     return values
 
 
@@ -91,11 +91,11 @@ def pipeline_parallel_group() -> ProcessGroup:
     return cast(ProcessGroup, parallel_state.get_pipeline_model_parallel_group())
 
 
-def data_parallel_group() -> ProcessGroup:
-    """The replicas of one part of the model."""
+def host_data_parallel_group() -> ProcessGroup:
+    """The replicas of one part of the model, over gloo: for figures that lie in host memory."""
     from megatron.core import parallel_state
 
-    return cast(ProcessGroup, parallel_state.get_data_parallel_group())
+    return cast(ProcessGroup, parallel_state.get_data_parallel_group_gloo())
 
 
 def model_parallel_group() -> ProcessGroup:

@@ -14,7 +14,7 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from nemo_vibethinker.megatron.distributed import data_parallel_group, pipeline_parallel_group
+from nemo_vibethinker.megatron.distributed import host_data_parallel_group, pipeline_parallel_group
 from nemo_vibethinker.megatron.micro_batch import MicroBatch
 
 LossTerms = tuple[Tensor, Tensor, dict[str, Tensor]]  # summed loss, count it is divided by, summed statistics
@@ -121,7 +121,7 @@ def sum_over_ranks(reports: list[dict[str, Tensor]]) -> dict[str, float]:
         names = sorted({name for report in reports for name in report})
         values = torch.tensor([[float(report[name]) for name in names] for report in reports], dtype=torch.float64)
         sums = values.sum(0)
-        torch.distributed.all_reduce(sums, group=data_parallel_group())
+        torch.distributed.all_reduce(sums, group=host_data_parallel_group())
         box = [dict(zip(names, sums.tolist(), strict=True))]
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         torch.distributed.broadcast_object_list(box, src=last, group=pipeline_parallel_group())

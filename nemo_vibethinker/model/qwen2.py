@@ -40,6 +40,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         # layout and precision
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        num_layers_in_first_pipeline_stage=first_stage_layers(model.num_layers, parallel.pipeline),
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
@@ -57,6 +58,11 @@ def transformer_config(config: Config) -> TransformerConfig:
         persist_layer_norm=False,
         deallocate_pipeline_outputs=False,
     )
+
+
+def first_stage_layers(num_layers: int, stages: int) -> int | None:
+    """Layers of the first pipeline stage, which takes the remainder; None where they divide evenly."""
+    return None if num_layers % stages == 0 else num_layers - (num_layers // stages) * (stages - 1)
 
 
 def layer_spec() -> ModuleSpec:
@@ -92,6 +98,7 @@ def build_model(config: Config, vocab_size: int) -> GPTModel:
         rotary_base=int(config.scale.model.rope_theta),
         share_embeddings_and_output_weights=True,
     )
+    model.cuda()  # nothing on a CPU
     load_hf_weights(model, random_hf_tensors(config, vocab_size))
     return model
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from nemo_vibethinker.config import MgpoConfig
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.megatron.distributed import (
-    data_parallel_group,
     data_parallel_rank_and_size,
     gather_over_data_parallel,
+    host_data_parallel_group,
 )
 from nemo_vibethinker.megatron.logprobs import vocab_parallel_entropy, vocab_parallel_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
@@ -164,7 +164,7 @@ def _parts(prompts: int, updates: int) -> list[int]:
 
 def _count_everywhere(count: int) -> int:
     total = torch.tensor([count])
-    torch.distributed.all_reduce(total, group=data_parallel_group())
+    torch.distributed.all_reduce(total, group=host_data_parallel_group())
     return int(total)
 
 
