@@ -8,7 +8,7 @@ Fields with a column (all optional; others go to `run.jsonl` only):
     w_me                                               mean entropy-deviation weight
     response_length, truncated_share                   mean tokens; share cut at the limit
     entropy, mismatch_kl                               nats per token
-    generate_share, update_share, sync_share, idle_share   of the step's wall time
+    generate_share, grade_share, update_share, sync_share, idle_share   of the step's wall time
     tokens_per_second, mfu                             per process (GPU); model FLOP utilisation, 0 to 1
 """
 
@@ -199,6 +199,7 @@ _LABELS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "entropy": ("ent", lambda value: _number(value, 3)),
     "mismatch_kl": ("mkl", lambda value: _exponent(value, 0)),
     "generate_share": ("gen", _share),
+    "grade_share": ("grade", _share),
     "update_share": ("upd", _share),
     "sync_share": ("sync", _share),
     "idle_share": ("idle", _share),
@@ -212,5 +213,5 @@ _REST = (
     ("response_length", "truncated_share"),
     ("entropy",),
     ("mismatch_kl",),
-    ("generate_share", "update_share", "sync_share", "idle_share"),
+    ("generate_share", "grade_share", "update_share", "sync_share", "idle_share"),
 )

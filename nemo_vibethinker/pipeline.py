@@ -45,6 +45,11 @@ class StageContext:
     ledger: Ledger
     metrics_path: Path | None
 
+    def say(self, text: str) -> None:
+        """Print a line under the stage's name, on the main rank."""
+        if self.is_main:
+            print(f"{self.stage:<{STAGE_WIDTH}}  {text}", flush=True)
+
     def metrics_log(self, total_steps: int, start_step: int = 0) -> MetricsLog:
         """The metrics of this attempt; `start_step` is the step of the checkpoint it resumes from."""
         return MetricsLog(self.metrics_path, self.stage, total_steps, self.ledger, start_step)

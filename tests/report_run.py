@@ -175,9 +175,9 @@ def signal_fields(step: int, count: int, rng: random.Random) -> dict[str, float]
         "mismatch_kl": 7e-4 * math.exp(rng.gauss(0, 0.3)),
         "zero_variance_share": 0.2 + rng.gauss(0, 0.03),
         "grad_norm": 0.5 + rng.random(),
-        "generation_share": 0.61,
+        "generate_share": 0.61,
         "update_share": 0.27,
-        "reward_share": 0.05,
+        "grade_share": 0.05,
     }
 
 

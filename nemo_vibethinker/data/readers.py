@@ -32,9 +32,9 @@ _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DroppedRow:
-    """A row that was not read: its line (from 1), its id if it has one, and why."""
+    """A row that is not used: its line (from 1; None for a record dropped later), its id if it has one, and why."""
 
-    line: int
+    line: int | None
     id: str
     reason: str
 
@@ -72,7 +72,7 @@ def read_dataset(path: str | Path, *, kind: Kind) -> ReadResult:
             records[identity] = record
         except ValueError as error:
             dropped.append(DroppedRow(line=number, id=identity, reason=str(error)))
-    dropped.sort(key=lambda row: row.line)
+    dropped.sort(key=lambda row: row.line or 0)
     if not records:
         raise ValueError(f"dataset {path} has no usable row for {kind}; line {dropped[0].line}: {dropped[0].reason}")
     return ReadResult(records=list(records.values()), dropped=dropped, format=name)

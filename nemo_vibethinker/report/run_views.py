@@ -14,7 +14,7 @@ from nemo_vibethinker.report.model_views import ScoreBoard, final_model, percent
 
 _AVERAGED_STEPS = 5
 _MAX_ROWS = 200  # of a list that may be as long as the data
-_TIME_PARTS = ("generation", "generate", "reward", "update", "sync", "idle")  # each logged as PART_share
+_TIME_PARTS = ("generate", "grade", "update", "sync", "idle")  # each logged as PART_share
 _TABLE_FIELDS = {  # field -> header, decimals, factor
     "reward": ("reward", 3, 1),
     "response_length": ("length, tokens", 1, 1),
@@ -164,7 +164,7 @@ def funnel_view(funnel: Mapping[str, Any]) -> dict[str, Any]:
     """How many records of each set were read, kept and dropped, and the proof that held-out problems are disjoint."""
     sets = funnel["sets"]
     dropped = [
-        (name, str(item.get("line", "-")), str(item.get("id", "-")), str(item.get("reason", "-")))
+        (name, str(item["line"] or "-"), item["id"] or "-", item["reason"])
         for name, counts in sets.items()
         for item in counts["dropped"]
     ]
@@ -176,7 +176,7 @@ def funnel_view(funnel: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "head": ["set", "read", "kept", "dropped"],
         "rows": rows,
-        "caption": "Records per set. Read is kept plus dropped; the reasons are listed below.",
+        "caption": "Records per set. Read is kept plus dropped plus removed for overlap; each is named below.",
         "disjoint": _disjoint_text(funnel, len(overlaps)),
         "dropped": dropped[:_MAX_ROWS],
         "dropped_summary": _summary("Dropped records", len(dropped)),

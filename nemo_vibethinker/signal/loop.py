@@ -244,6 +244,6 @@ class StepTimer:
             "generate_share": generate,
             "grade_share": grade,
             "update_share": update_share,
-            "idle_share": max(0.0, 1 - generate - update_share),
+            "idle_share": max(0.0, 1 - generate - grade - update_share),
             "tokens_per_second": tokens / total / processes,
         }

@@ -39,7 +39,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         theirs = hf_logits(folder / "hf", torch.tensor([tokens]))[0]
         assert logits_TV is not None
         difference = float((theirs - logits_TV).abs().max() / theirs.abs().max().clamp(min=1))
-        print(f"export        {folder / 'hf'}: largest logit difference to Megatron {difference:.1e}", flush=True)
+        context.say(f"{folder / 'hf'}: largest logit difference to Megatron {difference:.1e}")
     difference = broadcast_object(difference)
     if not difference <= TOLERANCE[config.scale.precision]:  # not a number is a difference too
         raise RuntimeError(f"the exported model's logits differ from Megatron's by {difference:.1e}")

@@ -26,9 +26,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
 
     fused = fuse_state_dicts(states(), list(weights.values()))
     save_model_state(model, fused, folder / "model")
-    if context.is_main:
-        parts = ", ".join(f"{weights[d]:.3g} x {d} (step {step})" for d, step in specialists.items())
-        print(f"fuse          {parts}", flush=True)
+    context.say(", ".join(f"{weights[d]:.3g} x {d} (step {step})" for d, step in specialists.items()))
     outputs = {"model.fused": folder / "model", "policy": folder / "model"}
     return StageResult(outputs=outputs, metrics={"weights": weights, "steps": specialists})
 

@@ -52,14 +52,11 @@ def _training_prompts(
             atomic_write_text(path, json.dumps(choice, indent=1))
     by_id = {record.id: record for record in records}
     counts = {key: len(ids) for key, ids in choice.items()}
-    if context.is_main:
-        nothing = "nothing to learn from" if records else "the data has no prompts for this stage"
-        reason = "" if choice["kept"] else f"; {nothing}: the policy passes through unchanged"
-        print(
-            f"{context.stage:<13} prompts: {counts['kept']} kept, {counts['always_solved']} always solved, "
-            f"{counts['never_solved']} never solved{reason}",
-            flush=True,
-        )
+    nothing = "nothing to learn from" if records else "the data has no prompts for this stage"
+    context.say(
+        f"prompts: {counts['kept']} kept, {counts['always_solved']} always and {counts['never_solved']} never solved"
+        + ("" if choice["kept"] else f"; {nothing}: the policy passes through unchanged")
+    )
     return [by_id[identity] for identity in choice["kept"]], counts
 
 

@@ -32,7 +32,7 @@ class _Sets:
         reasons = [(record, test(record)) for record in self.records[name]]
         self.records[name] = [record for record, reason in reasons if not reason]
         self.dropped.setdefault(name, []).extend(
-            DroppedRow(line=0, id=record.id, reason=reason) for record, reason in reasons if reason
+            DroppedRow(line=None, id=record.id, reason=reason) for record, reason in reasons if reason
         )
 
 
@@ -52,7 +52,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     _drop_long(config, sets, tokenizer)
     for name in ("sft", "probe", "evaluation"):
         if not sets.records[name]:
-            first = sets.dropped.get(name) or [DroppedRow(line=0, id="", reason="none was given")]
+            first = sets.dropped.get(name) or [DroppedRow(line=None, id="", reason="none was given")]
             raise ValueError(f"the {name} set is empty after filtering; first reason: {first[0].reason}")
     tokenizer.save_pretrained(folder / "tokenizer")
     for name, records in sets.records.items():
@@ -60,7 +60,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     funnel = _funnel(sets)
     atomic_write_text(folder / "funnel.json", json.dumps(funnel, indent=1))
     counts = {name: len(records) for name, records in sets.records.items()}
-    print(f"prepare       {', '.join(f'{name} {count:,}' for name, count in counts.items())}; {_losses(sets)}")
+    context.say(f"{', '.join(f'{name} {count:,}' for name, count in counts.items())}; {_losses(sets)}")
     outputs = {f"{name}_data": folder / f"{name}.jsonl" for name in sets.records}
     outputs |= {"tokenizer": folder / "tokenizer", "funnel": folder / "funnel.json"}
     return StageResult(outputs=outputs, metrics={"records": counts, "vocabulary": len(tokenizer)})
