@@ -26,6 +26,7 @@ from nemo_vibethinker.run_folder import append_json_line, read_json_lines
 
 STAGE_WIDTH = max(len(stage) for stage in STAGES)
 RECENT_STEPS = 20  # the ETA's moving average
+CONSOLE_INTERVAL_S = 1.0  # run.jsonl holds every step
 
 
 class MetricsLog:
@@ -54,6 +55,7 @@ class MetricsLog:
         self.total_steps = total_steps
         self.ledger = ledger
         self.quiet = quiet
+        self._printed = -math.inf
         self._recent = deque([(time.monotonic(), start_step)], maxlen=RECENT_STEPS + 1)
 
     def log(self, step: int, **fields: Any) -> None:
@@ -65,10 +67,18 @@ class MetricsLog:
             return
         head = {"time": round(time.time(), 3), "stage": self.stage, "attempt": self.ledger.attempt_number}
         append_json_line(self.path, head | {"step": step, "total": self.total_steps} | fields)
-        if not self.quiet:
+        if not self.quiet and self._due(step):
             hours, device = self.ledger.process_hours(), self.ledger.device
             line = format_line(step, self.total_steps, fields, self._eta(), hours=hours, device=device)
             print(f"{self.stage:<{STAGE_WIDTH}}  {line}", flush=True)
+
+    def _due(self, step: int) -> bool:
+        """Whether the console gets this step: not more often than it can be read, but always the last."""
+        now = time.monotonic()
+        if step < self.total_steps and now - self._printed < CONSOLE_INTERVAL_S:
+            return False
+        self._printed = now
+        return True
 
     def _eta(self) -> float:
         (first_time, first_step), (last_time, last_step) = self._recent[0], self._recent[-1]
