@@ -360,6 +360,7 @@ def guarded(work: Callable[[], None]) -> int:
             traceback.print_exc()
             return 1
         where = f" ({error.filename})" if error.filename else ""
+        where += "" if error.strerror == os.strerror(error.errno) else f": {error.strerror}"
         print(f"error: no space left on device{where}; free some, the same command resumes", file=sys.stderr)
         return 2
     except Exception:

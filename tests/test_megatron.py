@@ -1,7 +1,9 @@
 """The adapter to Megatron-Core and the model, one process: against closed forms, torch and transformers."""
 
 # ruff: noqa: E402  (torch is patched before Megatron binds its names)
+import errno
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from nemo_vibethinker.megatron.optimizer import build_optimizer, cosine_lr
 from nemo_vibethinker.megatron.train_step import StepResult, forward_logits, train_step
 from nemo_vibethinker.model.hf_export import hf_logits, write_hf_folder
 from nemo_vibethinker.model.hf_weights import fuse_qkv, load_hf_weights, random_hf_tensors, split_qkv, to_hf_tensors
-from nemo_vibethinker.model.qwen2 import build_model, wrap_for_training
+from nemo_vibethinker.model.qwen2 import build_model, first_stage_layers, wrap_for_training
 from nemo_vibethinker.stages.sft import sft_loss
 
 VOCAB = 320
@@ -404,3 +406,24 @@ def test_exported_folder_generates_under_transformers(exported: tuple[Config, Pa
     out = model.generate(prompt)
     assert prompt.shape[1] < out.shape[1] <= prompt.shape[1] + 16
     assert torch.equal(out[:, : prompt.shape[1]], prompt)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(tiny_config, VOCAB)
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
+    with pytest.raises(OSError, match=f"a checkpoint of {size / 1e6:,.1f} MB does not fit into") as caught:
+        checkpoint.save_model(model, tmp_path / "model")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * size))
+    checkpoint.save_model(model, tmp_path / "model")
+    assert (tmp_path / "model").is_dir()
+
+
+@pytest.mark.parametrize(("layers", "stages", "first"), [(4, 2, None), (3, 2, 2), (7, 3, 3), (5, 1, None)])
+def test_the_first_pipeline_stage_takes_the_remainder(layers: int, stages: int, first: int | None) -> None:
+    assert first_stage_layers(layers, stages) == first

@@ -4,18 +4,22 @@ A checkpoint is a folder that appears by one rename after everything in it is on
 for one. Model and optimizer are apart: every model stays for probing and evaluation, of the optimizer only the last.
 """
 
+import errno
 import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory, is_main_replica
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
-from nemo_vibethinker.megatron.distributed import barrier, is_main
+from nemo_vibethinker.megatron.distributed import barrier, broadcast_object, is_main
 
 logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.ERROR)
 # On disk the layers are stacked, and norms bear the names Transformer Engine's fused layers give them.
@@ -23,6 +27,7 @@ _STORED_NORMS = {
     "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
     "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
 }
+SPACE_MARGIN = 1.1  # a checkpoint's metadata, and what else writes meanwhile
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
@@ -98,6 +103,20 @@ def load_full_tensors(folder: Path) -> dict[str, Tensor]:
     return full
 
 
+def _require_space(state: dict[str, Any], folder: Path) -> None:
+    """Refuse to begin what cannot be finished: the writer's own complaint about a full disk says nothing of disks."""
+    tensors = [value for value in nested_values(state) if isinstance(value, ShardedTensor | ShardedTensorFactory)]
+    local = sum(value.data.nbytes for value in tensors if is_main_replica(value.replica_id))
+    sizes: list[int] = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(sizes, local)
+    if is_main():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = sum(sizes), broadcast_object(shutil.disk_usage(folder.parent).free if is_main() else 0)
+    if free < needed * SPACE_MARGIN:
+        text = f"a checkpoint of {needed / 1e6:,.1f} MB does not fit into {free / 1e6:,.1f} MB of free space"
+        raise OSError(errno.ENOSPC, text, str(folder))
+
+
 def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     loaded = dist_checkpointing.load(state, str(folder))
     assert isinstance(loaded, dict)
@@ -105,6 +124,7 @@ def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _save(state: dict[str, Any], folder: Path) -> None:
+    _require_space(state, folder)
     temporary = folder.with_suffix(".tmp")
     if is_main():
         shutil.rmtree(temporary, ignore_errors=True)
