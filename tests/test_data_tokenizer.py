@@ -5,9 +5,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.tokenizer import (
-    encode_example,
     encode_examples,
-    encode_prompt,
     encode_prompts,
     train_tokenizer,
 )
@@ -97,8 +95,8 @@ def test_encoding_equals_the_chat_template(
         whole = tokenizer.apply_chat_template(
             [user, {"role": "assistant", "content": record.response}], return_dict=False
         )
-        ids, prompt_length = encode_example(tokenizer, record, instruction)
-        assert encode_prompt(tokenizer, record.prompt, instruction) == prompt == ids[:prompt_length]
+        ((ids, prompt_length),) = encode_examples(tokenizer, [record], instruction)
+        assert encode_prompts(tokenizer, [record.prompt], instruction) == [prompt] == [ids[:prompt_length]]
         assert ids == whole[:-1]  # the template closes the turn with one more line end
         assert ids[-1] == tokenizer.eos_token_id
 

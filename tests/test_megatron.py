@@ -19,7 +19,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 
 from nemo_vibethinker.config import Config, OptimizerConfig
-from nemo_vibethinker.data.tokenizer import encode_prompt, train_tokenizer
+from nemo_vibethinker.data.tokenizer import encode_prompts, train_tokenizer
 from nemo_vibethinker.megatron import checkpoint
 from nemo_vibethinker.megatron.fused_adam import FusedAdam
 from nemo_vibethinker.megatron.logprobs import vocab_parallel_entropy, vocab_parallel_logprobs
@@ -402,7 +402,7 @@ def test_exported_folder_generates_under_transformers(exported: tuple[Config, Pa
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert type(model).__name__ == "Qwen2ForCausalLM"
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
-    prompt = torch.tensor([encode_prompt(tokenizer, "one two", "")])
+    prompt = torch.tensor(encode_prompts(tokenizer, ["one two"], ""))
     out = model.generate(prompt)
     assert prompt.shape[1] < out.shape[1] <= prompt.shape[1] + 16
     assert torch.equal(out[:, : prompt.shape[1]], prompt)

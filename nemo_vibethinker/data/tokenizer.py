@@ -98,13 +98,3 @@ def encode_examples(
     prompts = encode_prompts(tokenizer, [record.prompt for record in records], instruction)
     responses = _encode(tokenizer, [record.response + IM_END for record in records])
     return [(prompt + response, len(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
-
-
-def encode_prompt(tokenizer: "PreTrainedTokenizerFast", prompt: str, instruction: str) -> list[int]:
-    """`encode_prompts` of one prompt."""
-    return encode_prompts(tokenizer, [prompt], instruction)[0]
-
-
-def encode_example(tokenizer: "PreTrainedTokenizerFast", record: Record, instruction: str) -> tuple[list[int], int]:
-    """`encode_examples` of one record."""
-    return encode_examples(tokenizer, [record], instruction)[0]
