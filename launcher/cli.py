@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from nemo_vibethinker.config import Config, validate
+from nemo_vibethinker.config import Config, resolve, validate
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 AXES = {"recipe": RECIPES, "scale": RECIPES / "scale", "cluster": RECIPES / "cluster"}
@@ -57,6 +57,7 @@ def parse(arguments: list[str]) -> Command:
         values[key] = parse_value(kind, parse_text(kind, text, key), f"{COMMAND_LINE}: {key}")
         sources[key] = COMMAND_LINE
     config = build(values)
+    resolve(config)
     validate(config)
     check_paths(config)
     return Command(config, sources, plan)

@@ -65,7 +65,7 @@ class ParallelConfig:
 
     tensor: int = 1
     pipeline: int = 1
-    data: int = 1
+    data: int = 1  # 0: as many replicas as cluster.processes has room for, at least one
 
 
 @dataclass(kw_only=True)
@@ -83,6 +83,7 @@ class ClusterConfig:
     """Where: chosen by `cluster=NAME`."""
 
     name: str = "local"
+    processes: int = 1  # that one run may use; a layout that needs more still gets them
     threads_per_process: int = 1  # OMP_NUM_THREADS; small models are fastest with one thread a process
 
 
@@ -252,6 +253,13 @@ def flatten(config: Config) -> dict[str, Any]:
     return walk("", dataclasses.asdict(config))
 
 
+def resolve(config: Config) -> None:
+    """Replace what is derived from other keys by its value: the number of replicas."""
+    parallel = config.scale.parallel
+    if parallel.data == 0:
+        parallel.data = max(1, config.cluster.processes // max(1, parallel.tensor * parallel.pipeline))
+
+
 def validate(config: Config) -> None:
     """Check what types alone cannot.
 
@@ -318,6 +326,7 @@ _POSITIVE = [
     "tensor",
     "pipeline",
     "data",
+    "processes",
     "threads_per_process",
     "steps",
     "global_batch_size",

@@ -326,3 +326,16 @@ def test_entry_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
     outcome = subprocess.run([*command, "recipe=ssp_full", "plan=true"], capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
     assert subprocess.run([*command, "recipe=none"], capture_output=True).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "data"),
+    [
+        ([], 2),
+        (["scale.parallel.tensor=2", "scale.parallel.pipeline=2"], 1),
+        (["cluster.processes=8", "scale.parallel.tensor=2", "sft.global_batch_size=8"], 4),
+        (["scale.parallel.data=1"], 1),
+    ],
+)
+def test_replicas_fill_the_processes(arguments: list[str], data: int) -> None:
+    assert cli.parse(["recipe=ssp_full", *arguments]).config.scale.parallel.data == data
