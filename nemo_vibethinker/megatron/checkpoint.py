@@ -106,7 +106,8 @@ def load_full_tensors(folder: Path) -> dict[str, Tensor]:
 def _require_space(state: dict[str, Any], folder: Path) -> None:
     """Refuse to begin what cannot be finished: the writer's own complaint about a full disk says nothing of disks."""
     tensors = [value for value in nested_values(state) if isinstance(value, ShardedTensor | ShardedTensorFactory)]
-    local = sum(value.data.nbytes for value in tensors if is_main_replica(value.replica_id))
+    mine = [value.data for value in tensors if is_main_replica(value.replica_id)]
+    local = sum(data.nbytes for data in mine if data is not None)
     sizes: list[int] = [0] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(sizes, local)
     if is_main():
