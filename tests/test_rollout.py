@@ -15,6 +15,7 @@ install_cpu_platform()
 from megatron.core.models.gpt import GPTModel
 
 from nemo_vibethinker.config import Config, SamplingConfig
+from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.tokenizer import train_tokenizer
 from nemo_vibethinker.megatron import checkpoint
 from nemo_vibethinker.megatron.logprobs import vocab_parallel_logprobs
@@ -22,7 +23,9 @@ from nemo_vibethinker.megatron.micro_batch import pack_row
 from nemo_vibethinker.megatron.train_step import forward_logits
 from nemo_vibethinker.model.hf_export import write_hf_folder
 from nemo_vibethinker.model.qwen2 import build_model
+from nemo_vibethinker.reward.verdict import Verdict
 from nemo_vibethinker.rollout.megatron_engine import ROWS, MegatronEngine, Sample
+from nemo_vibethinker.rollout.responses import Group, Response, check_groups
 from nemo_vibethinker.rollout.sampling import sample_tokens, stable_seed, uniform_numbers
 
 VOCAB = 320
@@ -245,3 +248,14 @@ def test_greedy_equals_transformers(tiny_config: Config, model: GPTModel, tmp_pa
                 logits = theirs(torch.tensor([prompt + out[:first]])).logits[0, -1]
             assert abs(logits[out[first]] - logits[ours.tokens[first]]) < 1e-4, "not a tie"
         assert ours.logprobs == pytest.approx(trainer_logprobs(model, prompt, ours), abs=1e-4)
+
+
+def test_a_failing_grader_stops_the_run_and_names_its_reason() -> None:
+    sample = Sample([1], [0.0], "stop")
+    record = Record(id="a", domain="algebra", prompt="p")
+    verdicts = [Verdict("right"), Verdict("wrong"), Verdict("wrong"), Verdict("ungraded", "no sandbox")]
+    group = Group(record, [1], [Response(sample, "", verdict) for verdict in verdicts])
+    check_groups([group], 0.25)
+    check_groups([], 0.0)
+    with pytest.raises(RuntimeError, match=r"25\.0% of the responses were left ungraded .* no sandbox"):
+        check_groups([group], 0.24)

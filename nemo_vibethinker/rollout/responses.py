@@ -112,6 +112,13 @@ class Sampler:
         return box[0]
 
 
+def check_groups(groups: Sequence[Group], limit: float) -> None:
+    """`check_ungraded` over the responses of these groups."""
+    verdicts = [response.verdict for group in groups for response in group.responses]
+    reasons = [verdict.reason for verdict in verdicts if not verdict.is_graded]
+    check_ungraded(len(reasons) / max(1, len(verdicts)), limit, reasons)
+
+
 def check_ungraded(share: float, limit: float, reasons: Sequence[str]) -> None:
     """Stop a run whose grader is failing.
 

@@ -18,7 +18,7 @@ from nemo_vibethinker.evaluation.scores import (
 from nemo_vibethinker.megatron.checkpoint import load_model
 from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
-from nemo_vibethinker.rollout.responses import Group, Sampler, check_ungraded
+from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups
 from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
 
@@ -68,9 +68,7 @@ def _evaluate(
     config: Config, sampler: Sampler, records: list[Record], labels: list[str], folder: Path, context: StageContext
 ) -> list[Score]:
     groups = sampler.sample_all(records, config.evaluate.samples, config.evaluate.sampling, "evaluate")
-    reasons = [r.verdict.reason for group in groups for r in group.responses if not r.verdict.is_graded]
-    share = len(reasons) / (len(groups) * config.evaluate.samples)
-    check_ungraded(share, config.reward.max_ungraded_share, reasons)
+    check_groups(groups, config.reward.max_ungraded_share)
     problems = [problem_samples(group) for group in groups]
     scores = [
         score for label in labels for score in score_samples(label, problems, config.evaluate.ks, seed=config.seed)

@@ -12,7 +12,7 @@ from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.megatron.optimizer import build_optimizer
 from nemo_vibethinker.model.qwen2 import wrap_for_training
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
-from nemo_vibethinker.rollout.responses import Sampler, check_ungraded
+from nemo_vibethinker.rollout.responses import Sampler, check_groups, check_ungraded
 from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.signal import loop
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
@@ -70,7 +70,9 @@ def prefilter(
     choice: dict[str, list[str]] = {"kept": [], "always_solved": [], "never_solved": []}
     if not stage.prefilter_samples:
         return choice | {"kept": [record.id for record in pool]}
-    for group in sampler.sample_all(pool, stage.prefilter_samples, stage.sampling, context.stage, "prefilter"):
+    groups = sampler.sample_all(pool, stage.prefilter_samples, stage.sampling, context.stage, "prefilter")
+    check_groups(groups, config.reward.max_ungraded_share)  # else a broken grader would look like unsolvable prompts
+    for group in groups:
         rewards = [value for response in group.responses if (value := loop.reward(response)) is not None]
         solved = sum(rewards)
         key = "never_solved" if solved == 0 else "always_solved" if solved == len(rewards) else "kept"

@@ -8,7 +8,7 @@ from nemo_vibethinker.data.records import Record, read_jsonl
 from nemo_vibethinker.megatron.checkpoint import load_model
 from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
-from nemo_vibethinker.rollout.responses import Group, Sampler, check_ungraded
+from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups
 from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.spectrum.pass_at_k import estimate_pass_at_k
 from nemo_vibethinker.spectrum.selection import ProbeTable, select_specialists
@@ -78,9 +78,7 @@ def probed_steps(config: Config, checkpoints: Path) -> list[int]:
 
 def _probe(config: Config, sampler: Sampler, records: list[Record]) -> Counts:
     groups = sampler.sample_all(records, config.probe.samples, config.probe.sampling, "probe")
-    reasons = [r.verdict.reason for group in groups for r in group.responses if not r.verdict.is_graded]
-    share = len(reasons) / (len(groups) * config.probe.samples)
-    check_ungraded(share, config.reward.max_ungraded_share, reasons)
+    check_groups(groups, config.reward.max_ungraded_share)
     counts: Counts = {}
     for group in groups:
         counts.setdefault(group.record.domain, []).append(_num_right(group))
