@@ -48,7 +48,8 @@ def _facts(config: Config, run: RunFolder) -> str:
     processes = f"{config.world_size} process{'es' if config.world_size > 1 else ''}"
     lines = [
         f"model       {count:,} parameters (Qwen2, tied embeddings), vocabulary {config.data.vocab_size}",
-        f"layout      {processes} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x data {parallel.data}, "
+        f"layout      {processes} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x "
+        f"context {parallel.context} x data {parallel.data}, "
         f"{config.cluster.threads_per_process} thread(s) each, {scale.precision}",
         f"run folder  {run.path} ({'exists' if run.path.exists() else 'new'})",
     ]

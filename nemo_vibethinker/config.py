@@ -61,11 +61,15 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class ParallelConfig:
-    """Layout of the processes: world size = tensor * pipeline * data."""
+    """Layout of the processes: world size = tensor * pipeline * context * data."""
 
     tensor: int = 1
     pipeline: int = 1
+    context: int = 1  # ranks that share the tokens of each sample
     data: int = 1  # 0: as many replicas as cluster.processes has room for, at least one
+    virtual_pipeline: int = 1  # model chunks per pipeline stage; more than one is the interleaved schedule
+    sequence: bool = False  # tensor-parallel ranks also share the activations between their matrix products
+    distributed_optimizer: bool = True  # optimizer states sharded over the replicas (ZeRO-1)
 
 
 @dataclass(kw_only=True)
@@ -74,6 +78,7 @@ class ScaleConfig:
 
     name: str = "tiny"
     precision: str = "fp32"  # fp32 | bf16
+    recompute: str = "none"  # none | selective (attention) | full (every layer): activations computed again backward
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -219,7 +224,7 @@ class Config:
     def world_size(self) -> int:
         """Number of processes of a training stage."""
         parallel = self.scale.parallel
-        return parallel.tensor * parallel.pipeline * parallel.data
+        return parallel.tensor * parallel.pipeline * parallel.context * parallel.data
 
 
 def load_config(path: Path) -> Config:
@@ -257,7 +262,8 @@ def resolve(config: Config) -> None:
     """Replace what is derived from other keys by its value: the number of replicas."""
     parallel = config.scale.parallel
     if parallel.data == 0:
-        parallel.data = max(1, config.cluster.processes // max(1, parallel.tensor * parallel.pipeline))
+        model_ranks = parallel.tensor * parallel.pipeline * parallel.context
+        parallel.data = max(1, config.cluster.processes // max(1, model_ranks))
 
 
 def validate(config: Config) -> None:
@@ -300,6 +306,14 @@ def _check_layout(config: Config) -> None:
         raise ValueError(
             f"scale.model.num_layers={model.num_layers} is less than scale.parallel.pipeline={parallel.pipeline}"
         )
+    chunks = parallel.pipeline * parallel.virtual_pipeline
+    if parallel.virtual_pipeline > 1 and (parallel.pipeline == 1 or model.num_layers % chunks):
+        raise ValueError(
+            f"scale.parallel.virtual_pipeline={parallel.virtual_pipeline}: needs pipeline > 1, and "
+            f"scale.model.num_layers={model.num_layers} a multiple of pipeline*virtual_pipeline={chunks}"
+        )
+    if parallel.sequence and parallel.tensor == 1:
+        raise ValueError("scale.parallel.sequence=true shares work between tensor-parallel ranks: set tensor > 1")
     if model.hidden_size % model.num_attention_heads or model.num_attention_heads % model.num_query_groups:
         raise ValueError("scale.model: hidden_size must be a multiple of num_attention_heads, that of num_query_groups")
     if config.sft.first_checkpoint > config.sft.steps:
@@ -325,6 +339,8 @@ _POSITIVE = [
     "rope_theta",
     "tensor",
     "pipeline",
+    "context",
+    "virtual_pipeline",
     "data",
     "processes",
     "threads_per_process",
@@ -364,6 +380,7 @@ def _check_numbers(config: Config) -> None:
 
 _CHOICES = {
     "precision": ("fp32", "bf16"),
+    "recompute": ("none", "selective", "full"),
     "std": ("population", "sample", "none"),
     "normalisation": ("sequence_mean", "token_mean", "dr_grpo"),
 }

@@ -334,8 +334,24 @@ def test_entry_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
         ([], 2),
         (["scale.parallel.tensor=2", "scale.parallel.pipeline=2"], 1),
         (["cluster.processes=8", "scale.parallel.tensor=2", "sft.global_batch_size=8"], 4),
+        (["cluster.processes=8", "scale.parallel.context=4"], 2),
         (["scale.parallel.data=1"], 1),
     ],
 )
 def test_replicas_fill_the_processes(arguments: list[str], data: int) -> None:
     assert cli.parse(["recipe=ssp_full", *arguments]).config.scale.parallel.data == data
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["scale.parallel.virtual_pipeline=2"],
+        ["scale.parallel.virtual_pipeline=2", "scale.parallel.pipeline=2"],  # three layers do not make four chunks
+        ["scale.parallel.sequence=true"],
+        ["scale.parallel.context=0"],
+        ["scale.recompute=some"],
+    ],
+)
+def test_an_impossible_layout_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(ValueError, match=arguments[0].split("=")[0].replace(".", "[.]")):
+        cli.parse(["recipe=ssp_full", *arguments])

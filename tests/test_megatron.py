@@ -16,6 +16,7 @@ from nemo_vibethinker.megatron.platform import install_cpu_platform
 install_cpu_platform()
 
 from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 
 from nemo_vibethinker.config import Config, OptimizerConfig
@@ -49,13 +50,18 @@ def row_of(samples: list[tuple[list[int], int]]) -> MicroBatch:
 
 def trainer(
     config: Config, optimizer: OptimizerConfig = LINEAR_ADAM
-) -> tuple[DistributedDataParallel, MegatronOptimizer]:
-    ddp = wrap_for_training(build_model(config, VOCAB))
-    return ddp, build_optimizer(ddp, optimizer)
+) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
+    chunks = wrap_for_training(config, [build_model(config, VOCAB)])
+    return chunks, build_optimizer(chunks, optimizer)
 
 
-def weights(ddp: DistributedDataParallel) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in ddp.module.named_parameters()}
+def modules(chunks: list[DistributedDataParallel]) -> list[GPTModel]:
+    return [chunk.module for chunk in chunks]
+
+
+def weights(chunks: list[DistributedDataParallel]) -> dict[str, Tensor]:
+    (chunk,) = chunks
+    return {name: parameter.detach().clone() for name, parameter in chunk.module.named_parameters()}
 
 
 def logits_of(config: Config, batch: MicroBatch) -> Tensor:
@@ -202,10 +208,10 @@ def test_step_does_not_depend_on_the_split_into_micro_batches(tiny_config: Confi
     splits = [[6], [1] * 6, [2, 4], [5, 1]]
     found: list[tuple[StepResult, dict[str, Tensor]]] = []
     for split in splits:
-        ddp, optimizer = trainer(tiny_config)
+        chunks, optimizer = trainer(tiny_config)
         parts = iter(samples)
         rows = [row_of([next(parts) for _ in range(size)]) for size in split]
-        found.append((train_step(ddp, optimizer, rows, sft_loss), weights(ddp)))
+        found.append((train_step(chunks, optimizer, rows, sft_loss), weights(chunks)))
     initial = weights(trainer(tiny_config)[0])
     (first, first_weights), *others = found
     assert first.applied
@@ -233,12 +239,14 @@ def test_step_loss_is_the_mean_over_response_tokens(tiny_config: Config) -> None
 def test_gradient_is_clipped_to_the_norm_asked_for(tiny_config: Config) -> None:
     moved = []
     for clip in (1e-3, 2e-3):
-        ddp, optimizer = trainer(tiny_config, OptimizerConfig(lr=1.0, eps=1e3, beta1=0.0, clip_grad=clip))
-        before = weights(ddp)
-        result = train_step(ddp, optimizer, [row_of(random_samples(3))], sft_loss)
+        chunks, optimizer = trainer(tiny_config, OptimizerConfig(lr=1.0, eps=1e3, beta1=0.0, clip_grad=clip))
+        before = weights(chunks)
+        result = train_step(chunks, optimizer, [row_of(random_samples(3))], sft_loss)
         assert result.grad_norm > 2e-3
         # With this eps the update is lr * gradient / eps, so the distance is the clipped norm over 1000.
-        moved.append(math.sqrt(sum(float((weights(ddp)[n] - before[n]).double().pow(2).sum()) for n in before)) * 1e3)
+        moved.append(
+            math.sqrt(sum(float((weights(chunks)[n] - before[n]).double().pow(2).sum()) for n in before)) * 1e3
+        )
     assert moved == pytest.approx([1e-3, 2e-3], rel=0.05)
 
 
@@ -248,8 +256,8 @@ def test_a_gradient_that_is_not_finite_does_not_pass_for_an_update(tiny_config: 
         loss, count, statistics = sft_loss(batch, logits)
         return loss * factor, count, statistics
 
-    ddp, optimizer = trainer(tiny_config)
-    assert not train_step(ddp, optimizer, [row_of(random_samples(2))], broken).applied
+    chunks, optimizer = trainer(tiny_config)
+    assert not train_step(chunks, optimizer, [row_of(random_samples(2))], broken).applied
 
 
 # Checkpoints
@@ -257,11 +265,11 @@ def test_a_gradient_that_is_not_finite_does_not_pass_for_an_update(tiny_config: 
 
 def test_model_checkpoint_is_read_back_bit_equal(tiny_config: Config, tmp_path: Path) -> None:
     saved = build_model(tiny_config, VOCAB)
-    checkpoint.save_model(saved, tmp_path / "model")
+    checkpoint.save_model([saved], tmp_path / "model")
     tiny_config.seed += 1
     other = build_model(tiny_config, VOCAB)
     assert not torch.equal(other.decoder.layers[0].mlp.linear_fc1.weight, saved.decoder.layers[0].mlp.linear_fc1.weight)
-    checkpoint.load_model(other, tmp_path / "model")
+    checkpoint.load_model([other], tmp_path / "model")
     for (name, ours), theirs in zip(other.named_parameters(), saved.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
@@ -269,12 +277,14 @@ def test_model_checkpoint_is_read_back_bit_equal(tiny_config: Config, tmp_path: 
 
 def test_missing_checkpoint_is_named(tiny_config: Config, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere/step_000010 is not a checkpoint"):
-        checkpoint.load_model(build_model(tiny_config, VOCAB), tmp_path / "nowhere" / "step_000010")
+        checkpoint.load_model([build_model(tiny_config, VOCAB)], tmp_path / "nowhere" / "step_000010")
 
 
-def steps(ddp: DistributedDataParallel, optimizer: MegatronOptimizer, first: int, last: int) -> list[float]:
+def steps(chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, first: int, last: int) -> list[float]:
     """Losses of the steps first to last; the data is a function of the step."""
-    return [train_step(ddp, optimizer, [row_of(random_samples(3, s))], sft_loss).loss for s in range(first, last + 1)]
+    return [
+        train_step(chunks, optimizer, [row_of(random_samples(3, s))], sft_loss).loss for s in range(first, last + 1)
+    ]
 
 
 def test_resumed_training_is_bit_equal_to_uninterrupted(tiny_config: Config, tmp_path: Path) -> None:
@@ -283,10 +293,10 @@ def test_resumed_training_is_bit_equal_to_uninterrupted(tiny_config: Config, tmp
     expected = steps(*whole, 1, 6)
     interrupted = trainer(tiny_config, adam)
     losses = steps(*interrupted, 1, 3)
-    checkpoint.save_resume_point(interrupted[0].module, interrupted[1], 3, tmp_path)
+    checkpoint.save_resume_point(modules(interrupted[0]), interrupted[1], 3, tmp_path)
     tiny_config.seed += 1  # everything has to come from the checkpoint
     resumed = trainer(tiny_config, adam)
-    assert checkpoint.load_resume_point(resumed[0].module, resumed[1], tmp_path) == 3
+    assert checkpoint.load_resume_point(modules(resumed[0]), resumed[1], tmp_path) == 3
     assert losses + steps(*resumed, 4, 6) == expected
     for name, value in weights(whole[0]).items():
         assert torch.equal(weights(resumed[0])[name], value), name
@@ -296,43 +306,43 @@ def test_losing_the_optimizer_state_would_show(tiny_config: Config, tmp_path: Pa
     adam = OptimizerConfig(lr=1e-2)
     whole = trainer(tiny_config, adam)
     steps(*whole, 1, 3)
-    checkpoint.save_model(whole[0].module, tmp_path / "weights_only")
+    checkpoint.save_model(modules(whole[0]), tmp_path / "weights_only")
     fresh = trainer(tiny_config, adam)
-    checkpoint.load_model(fresh[0].module, tmp_path / "weights_only")
+    checkpoint.load_model(modules(fresh[0]), tmp_path / "weights_only")
     assert steps(*fresh, 4, 6) != steps(*whole, 4, 6)
 
 
 def test_no_resume_point_is_step_zero(tiny_config: Config, tmp_path: Path) -> None:
-    ddp, optimizer = trainer(tiny_config)
-    before = weights(ddp)
-    assert checkpoint.load_resume_point(ddp.module, optimizer, tmp_path / "resume") == 0
-    assert all(torch.equal(value, before[name]) for name, value in weights(ddp).items())
+    chunks, optimizer = trainer(tiny_config)
+    before = weights(chunks)
+    assert checkpoint.load_resume_point(modules(chunks), optimizer, tmp_path / "resume") == 0
+    assert all(torch.equal(value, before[name]) for name, value in weights(chunks).items())
 
 
 def test_resume_point_before_the_first_update(tiny_config: Config, tmp_path: Path) -> None:
     # A reinforcement-learning stage whose groups have had no variance so far saves like any other.
     adam = OptimizerConfig(lr=1e-2, weight_decay=0.1)
     whole = trainer(tiny_config, adam)
-    checkpoint.save_resume_point(whole[0].module, whole[1], 3, tmp_path)
+    checkpoint.save_resume_point(modules(whole[0]), whole[1], 3, tmp_path)
     tiny_config.seed += 1
     resumed = trainer(tiny_config, adam)
-    assert checkpoint.load_resume_point(resumed[0].module, resumed[1], tmp_path) == 3
+    assert checkpoint.load_resume_point(modules(resumed[0]), resumed[1], tmp_path) == 3
     assert steps(*resumed, 4, 6) == steps(*whole, 4, 6)
 
 
 def test_torn_resume_point_is_ignored_and_overwritten(tiny_config: Config, tmp_path: Path) -> None:
-    ddp, optimizer = trainer(tiny_config)
-    steps(ddp, optimizer, 1, 2)
-    checkpoint.save_resume_point(ddp.module, optimizer, 2, tmp_path)
+    chunks, optimizer = trainer(tiny_config)
+    steps(chunks, optimizer, 1, 2)
+    checkpoint.save_resume_point(modules(chunks), optimizer, 2, tmp_path)
     torn = tmp_path / "step_000004.tmp"
     torn.mkdir()
     (torn / "metadata.json").write_text("{")
     (torn / "left_over").write_text("x")
-    assert checkpoint.load_resume_point(ddp.module, optimizer, tmp_path) == 2
-    checkpoint.save_resume_point(ddp.module, optimizer, 4, tmp_path)
+    assert checkpoint.load_resume_point(modules(chunks), optimizer, tmp_path) == 2
+    checkpoint.save_resume_point(modules(chunks), optimizer, 4, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000004"]
     assert not (tmp_path / "step_000004" / "left_over").exists()
-    assert checkpoint.load_resume_point(ddp.module, optimizer, tmp_path) == 4
+    assert checkpoint.load_resume_point(modules(chunks), optimizer, tmp_path) == 4
 
 
 # Hugging Face form
@@ -363,7 +373,7 @@ def test_hf_round_trip_is_bit_exact(tiny_config: Config, tmp_path: Path) -> None
     source = random_source(tiny_config)
     model = build_model(tiny_config, VOCAB)
     load_hf_weights(model, source)
-    checkpoint.save_model(model, tmp_path / "model")
+    checkpoint.save_model([model], tmp_path / "model")
     found = dict(to_hf_tensors(checkpoint.load_full_tensors(tmp_path / "model"), tiny_config.scale.model))
     layers = tiny_config.scale.model.num_layers
     assert len(found) == 2 + layers * 12
@@ -378,7 +388,7 @@ def exported(tiny_config: Config, tmp_path: Path) -> tuple[Config, Path]:
     assert len(tokenizer) == VOCAB
     model = build_model(tiny_config, VOCAB)
     load_hf_weights(model, random_source(tiny_config))
-    checkpoint.save_model(model, tmp_path / "model")
+    checkpoint.save_model([model], tmp_path / "model")
     write_hf_folder(tiny_config, checkpoint.load_full_tensors(tmp_path / "model"), tokenizer, tmp_path / "hf")
     return tiny_config, tmp_path / "hf"
 
@@ -416,11 +426,11 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
     with pytest.raises(OSError, match=f"a checkpoint of {size / 1e6:,.1f} MB does not fit into") as caught:
-        checkpoint.save_model(model, tmp_path / "model")
+        checkpoint.save_model([model], tmp_path / "model")
     assert caught.value.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * size))
-    checkpoint.save_model(model, tmp_path / "model")
+    checkpoint.save_model([model], tmp_path / "model")
     assert (tmp_path / "model").is_dir()
 
 

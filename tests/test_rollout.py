@@ -114,7 +114,7 @@ def model(tiny_config: Config) -> GPTModel:
 
 @pytest.fixture
 def engine(model: GPTModel) -> MegatronEngine:
-    return MegatronEngine(model, EOS, PAD)
+    return MegatronEngine([model], EOS, PAD)
 
 
 def random_prompts(lengths: list[int]) -> list[list[int]]:
@@ -150,9 +150,9 @@ def test_rows_that_end_early_do_not_disturb_the_others(model: GPTModel) -> None:
     prompts = random_prompts([4, 11, 7])
     seeds = [[stable_seed(i, j) for j in range(16)] for i in range(len(prompts))]
     sampling = SamplingConfig(max_response_length=24)
-    endless = MegatronEngine(model, -1, PAD).generate(prompts, sampling, seeds)
+    endless = MegatronEngine([model], -1, PAD).generate(prompts, sampling, seeds)
     common = torch.tensor([t for group in endless for sample in group for t in sample.tokens]).mode().values.item()
-    stopping = MegatronEngine(model, int(common), PAD).generate(prompts, sampling, seeds)
+    stopping = MegatronEngine([model], int(common), PAD).generate(prompts, sampling, seeds)
     lengths = [len(sample.tokens) for group in stopping for sample in group]
     assert len(set(lengths)) > 4
     pairs = [pair for groups in zip(stopping, endless, strict=True) for pair in zip(*groups, strict=True)]
@@ -204,8 +204,8 @@ def test_generation_leaves_the_training_mode(engine: MegatronEngine, model: GPTM
 
 def test_response_limit_and_the_end_of_the_window(engine: MegatronEngine) -> None:
     sampling = SamplingConfig(max_response_length=5)
-    window = engine.model.max_sequence_length
-    full = MegatronEngine(engine.model, -1, PAD)  # never ends by itself
+    window = engine.chunks[0].max_sequence_length
+    full = MegatronEngine(engine.chunks, -1, PAD)  # never ends by itself
     for length, expected in ((window - 6, 5), (window - 5, 5), (window - 3, 3), (window - 1, 1)):
         ((sample,),) = full.generate(random_prompts([length]), sampling, [[1]])
         assert (len(sample.tokens), sample.finish_reason) == (expected, "length")
@@ -216,8 +216,8 @@ def test_response_limit_and_the_end_of_the_window(engine: MegatronEngine) -> Non
 
 
 def test_a_long_prompt_in_the_batch_does_not_shorten_other_responses(engine: MegatronEngine) -> None:
-    window = engine.model.max_sequence_length
-    full = MegatronEngine(engine.model, -1, PAD)
+    window = engine.chunks[0].max_sequence_length
+    full = MegatronEngine(engine.chunks, -1, PAD)
     sampling = SamplingConfig(max_response_length=10)
     short, long = random_prompts([4, window - 3])
     ((alone,),) = full.generate([short], sampling, [[1]])
@@ -233,11 +233,11 @@ def test_no_prompts_give_no_responses(engine: MegatronEngine) -> None:
 def test_greedy_equals_transformers(tiny_config: Config, model: GPTModel, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    checkpoint.save_model(model, tmp_path / "model")
+    checkpoint.save_model([model], tmp_path / "model")
     tokenizer = train_tokenizer(["one two three four"], VOCAB)
     write_hf_folder(tiny_config, checkpoint.load_full_tensors(tmp_path / "model"), tokenizer, tmp_path / "hf")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
-    engine = MegatronEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    engine = MegatronEngine([model], tokenizer.eos_token_id, tokenizer.pad_token_id)
     prompts = random_prompts([3, 17, 9])
     sampling = SamplingConfig(temperature=0.0, max_response_length=24)
     for prompt, (ours,) in zip(prompts, engine.generate(prompts, sampling, [[1], [2], [3]]), strict=True):

@@ -12,8 +12,6 @@ from nemo_vibethinker.megatron.platform import install_cpu_platform
 
 install_cpu_platform()
 
-from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
 
 from nemo_vibethinker.config import Config, MgpoConfig, OptimizerConfig, SamplingConfig
 from nemo_vibethinker.data.records import Record
@@ -126,11 +124,12 @@ class Policy:
     """A tiny model with its optimizer, and groups sampled from it. Verdicts are drawn at random."""
 
     def __init__(self, config: Config, optimizer: OptimizerConfig | None = None, groups: int = 4) -> None:
-        self.ddp: DistributedDataParallel = wrap_for_training(build_model(config, VOCAB))
-        self.optimizer: MegatronOptimizer = build_optimizer(self.ddp, optimizer or OptimizerConfig(lr=1e-3, eps=1e-4))
+        self.chunks = wrap_for_training(config, [build_model(config, VOCAB)])
+        (self.ddp,) = self.chunks
+        self.optimizer = build_optimizer(self.chunks, optimizer or OptimizerConfig(lr=1e-3, eps=1e-4))
         generator = torch.Generator().manual_seed(1)
         prompts = torch.randint(3, VOCAB, (groups, 6), generator=generator).tolist()
-        engine = MegatronEngine(self.ddp.module, eos_token_id=2, pad_token_id=0)
+        engine = MegatronEngine([self.ddp.module], eos_token_id=2, pad_token_id=0)
         sampled = engine.generate(
             prompts, SamplingConfig(max_response_length=9), [[10 * i + j for j in range(4)] for i in range(groups)]
         )
@@ -170,7 +169,7 @@ def test_lambda_zero_is_grpo_bit_for_bit(tiny_config: Config) -> None:
         advantages = group_advantages(rewards, std="population")[0].tolist()
         theirs += [TrainingSample(group.prompt, r, a) for r, a in zip(group.responses, advantages, strict=True)]
     results = [
-        train_step(policy.ddp, policy.optimizer, policy_micro_batches(samples, mgpo), make_loss(mgpo))
+        train_step(policy.chunks, policy.optimizer, policy_micro_batches(samples, mgpo), make_loss(mgpo))
         for policy, samples in ((first, ours), (second, theirs))
     ]
     assert results[0] == results[1]
@@ -186,7 +185,7 @@ def test_lambda_changes_the_gradient(tiny_config: Config) -> None:
     for weight in (0.0, 4.0):
         policy, mgpo = Policy(tiny_config), MgpoConfig(lambda_me=weight)
         batches = policy_micro_batches(policy.samples(mgpo), mgpo)
-        norms.append(train_step(policy.ddp, policy.optimizer, batches, make_loss(mgpo)).grad_norm)
+        norms.append(train_step(policy.chunks, policy.optimizer, batches, make_loss(mgpo)).grad_norm)
     assert norms[1] < 0.9 * norms[0]  # no group is further from 1/2 than p = 3/4, whose weight is exp(-4 * 0.13)
 
 
@@ -194,7 +193,7 @@ def test_ratio_is_one_at_first_and_not_after_an_update(tiny_config: Config) -> N
     policy, mgpo = Policy(tiny_config), MgpoConfig()
     batches = policy_micro_batches(policy.samples(mgpo), mgpo)
     first, second = (
-        update_metrics([train_step(policy.ddp, policy.optimizer, batches, make_loss(mgpo))]) for _ in range(2)
+        update_metrics([train_step(policy.chunks, policy.optimizer, batches, make_loss(mgpo))]) for _ in range(2)
     )
     assert first["ratio_mean"] == pytest.approx(1, abs=1e-4)
     assert first["mismatch_kl"] == pytest.approx(0, abs=1e-8)
@@ -206,7 +205,7 @@ def test_ratio_is_one_at_first_and_not_after_an_update(tiny_config: Config) -> N
 def test_updates_of_one_rollout_share_its_behaviour_policy(tiny_config: Config) -> None:
     policy = Policy(tiny_config)
     mgpo = MgpoConfig(updates_per_rollout=2, optimizer=OptimizerConfig(lr=1e-3))
-    first, second = update(policy.ddp, policy.optimizer, policy.rollout(mgpo), mgpo, step=1)
+    first, second = update(policy.chunks, policy.optimizer, policy.rollout(mgpo), mgpo, step=1)
     kls = [result.statistics["kl"] / result.statistics["tokens"] for result in (first, second)]
     assert kls[0] == pytest.approx(0, abs=1e-8)
     assert kls[1] > 1e-6
@@ -218,7 +217,7 @@ def test_update_moves_probability_from_wrong_to_right(tiny_config: Config) -> No
     policy, mgpo = Policy(tiny_config, OptimizerConfig(lr=1e-3)), MgpoConfig(optimizer=OptimizerConfig(lr=1e-3))
     samples = policy.samples(mgpo)
     before = [policy.logprob(sample) for sample in samples]
-    (result,) = update(policy.ddp, policy.optimizer, policy.rollout(mgpo), mgpo, step=1)
+    (result,) = update(policy.chunks, policy.optimizer, policy.rollout(mgpo), mgpo, step=1)
     assert result.applied
     moved = [policy.logprob(sample) - start for sample, start in zip(samples, before, strict=True)]
     for sample, change in zip(samples, moved, strict=True):
@@ -230,7 +229,7 @@ def test_no_variance_anywhere_means_no_update(tiny_config: Config) -> None:
     before = [p.clone() for p in policy.ddp.parameters()]
     all_right = [replace(g, responses=[replace(r, verdict=RIGHT) for r in g.responses]) for g in policy.groups]
     rollout = Rollout(all_right, [group_samples(group, mgpo) for group in all_right])
-    assert update(policy.ddp, policy.optimizer, rollout, mgpo, step=1) == []
+    assert update(policy.chunks, policy.optimizer, rollout, mgpo, step=1) == []
     assert update_metrics([]) == {}
     assert all(torch.equal(a, b) for a, b in zip(policy.ddp.parameters(), before, strict=True))
 
@@ -240,7 +239,7 @@ def test_learning_rate_warms_up(tiny_config: Config) -> None:
     rates = []
     for step, warmup in ((1, 4), (3, 4), (4, 4), (9, 4), (1, 0)):
         mgpo = MgpoConfig(warmup_steps=warmup, optimizer=OptimizerConfig(lr=8e-6))
-        update(policy.ddp, policy.optimizer, policy.rollout(mgpo), mgpo, step)
+        update(policy.chunks, policy.optimizer, policy.rollout(mgpo), mgpo, step)
         rates.append(policy.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([2e-6, 6e-6, 8e-6, 8e-6, 8e-6])
 
@@ -268,7 +267,7 @@ def test_loss_closed_form(tiny_config: Config, normalisation: str) -> None:
     for room in (8192, 20):  # one micro-batch, or several
         fresh = Policy(tiny_config, groups=1)
         batches = policy_micro_batches(samples, replace(mgpo, tokens_per_micro_batch=room))
-        result = train_step(fresh.ddp, fresh.optimizer, batches, make_loss(mgpo))
+        result = train_step(fresh.chunks, fresh.optimizer, batches, make_loss(mgpo))
         assert result.loss == pytest.approx(expected[normalisation], rel=1e-4)
         metrics = update_metrics([result])
         assert metrics["clip_fraction"] == pytest.approx(9 / tokens)  # the first and the third
@@ -277,11 +276,11 @@ def test_loss_closed_form(tiny_config: Config, normalisation: str) -> None:
 
 def test_loss_is_that_of_the_sampling_temperature(tiny_config: Config) -> None:
     policy = Policy(tiny_config)
-    engine = MegatronEngine(policy.ddp.module, eos_token_id=2, pad_token_id=0)
+    engine = MegatronEngine([policy.ddp.module], eos_token_id=2, pad_token_id=0)
     mgpo = MgpoConfig(sampling=SamplingConfig(temperature=0.6, max_response_length=8))
     ((one, two),) = engine.generate([[5, 6, 7]], mgpo.sampling, [[1, 2]])
     samples = [TrainingSample([5, 6, 7], Response(s, "", RIGHT), a) for s, a in ((one, 1.0), (two, -1.0))]
-    result = train_step(policy.ddp, policy.optimizer, policy_micro_batches(samples, mgpo), make_loss(mgpo))
+    result = train_step(policy.chunks, policy.optimizer, policy_micro_batches(samples, mgpo), make_loss(mgpo))
     assert update_metrics([result])["mismatch_kl"] == pytest.approx(0, abs=1e-8)
 
 
@@ -301,8 +300,8 @@ def test_a_rank_without_samples_takes_part_and_weighs_nothing(tiny_config: Confi
     first, second = Policy(tiny_config), Policy(tiny_config)
     batches = policy_micro_batches(first.samples(mgpo), mgpo)
     (empty,) = policy_micro_batches([], mgpo)
-    alone = train_step(first.ddp, first.optimizer, batches, make_loss(mgpo))
-    both = train_step(second.ddp, second.optimizer, [*batches, empty], make_loss(mgpo))
+    alone = train_step(first.chunks, first.optimizer, batches, make_loss(mgpo))
+    both = train_step(second.chunks, second.optimizer, [*batches, empty], make_loss(mgpo))
     assert (both.count, both.statistics["tokens"]) == (alone.count, alone.statistics["tokens"])
     assert both.grad_norm == pytest.approx(alone.grad_norm, rel=1e-5)
     for a, b in zip(first.gradients(), second.gradients(), strict=True):

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,43 +32,56 @@ SPACE_MARGIN = 1.1  # a checkpoint's metadata, and what else writes meanwhile
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def save_model(model: GPTModel, folder: Path) -> None:
+def save_model(chunks: Sequence[GPTModel], folder: Path) -> None:
     """Write the weights to `folder`, atomically; all ranks call it together."""
-    _save(model.sharded_state_dict(), folder)
+    _save(_sharded_weights(chunks), folder)
 
 
-def load_model(model: GPTModel, folder: Path) -> None:
-    """Read the weights of `folder` into this rank's `model`, whatever layout wrote them.
+def load_model(chunks: Sequence[GPTModel], folder: Path) -> None:
+    """Read the weights of `folder` into this rank's part of the model, whatever layout wrote them.
 
     Raises:
         ValueError: there is no checkpoint in `folder`.
     """
-    model.load_state_dict(load_model_state(model, folder))
+    _set_weights(chunks, load_model_state(chunks, folder))
 
 
-def load_model_state(model: GPTModel, folder: Path) -> dict[str, Tensor]:
-    """This rank's part of the weights in `folder`, as a state dict of `model` (which is not changed).
+def load_model_state(chunks: Sequence[GPTModel], folder: Path) -> dict[str, Tensor]:
+    """This rank's part of the weights in `folder`, by chunk and name; the model itself is not changed.
 
     Raises:
         ValueError: there is no checkpoint in `folder`.
     """
     if not (folder / "metadata.json").exists():
         raise ValueError(f"{folder} is not a checkpoint (no metadata.json); delete the stage's folder to redo it")
-    return _load(model.sharded_state_dict(), folder)
+    return _load(_sharded_weights(chunks), folder)
 
 
-def save_model_state(model: GPTModel, state: dict[str, Tensor], folder: Path) -> None:
-    """Write `state` (this rank's part) in place of the weights of `model`, which keeps `state` afterwards."""
-    model.load_state_dict(state)
-    save_model(model, folder)
+def save_model_state(chunks: Sequence[GPTModel], state: dict[str, Tensor], folder: Path) -> None:
+    """Write `state` (this rank's part) in place of the weights of the model, which keeps `state` afterwards."""
+    _set_weights(chunks, state)
+    save_model(chunks, folder)
 
 
-def save_resume_point(model: GPTModel, optimizer: MegatronOptimizer, step: int, folder: Path) -> None:
+def _sharded_weights(chunks: Sequence[GPTModel]) -> dict[str, Any]:
+    """Chunk number and local name -> sharded tensor. On disk a tensor is known by its global name alone."""
+    parts = [(index, chunk.sharded_state_dict()) for index, chunk in enumerate(chunks)]
+    return {f"{index}.{name}": value for index, part in parts for name, value in part.items()}
+
+
+def _set_weights(chunks: Sequence[GPTModel], state: dict[str, Tensor]) -> None:
+    for index, chunk in enumerate(chunks):
+        prefix = f"{index}."
+        mine = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        chunk.load_state_dict(mine)
+
+
+def save_resume_point(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, step: int, folder: Path) -> None:
     """Write weights, optimizer state and step to `folder/step_N`, then delete older resume points.
 
     Data order and rollout randomness are functions of the seed and the step, so there is no other state.
     """
-    sharded = model.sharded_state_dict()
+    sharded = _sharded_weights(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=False, metadata=_OPTIMIZER_METADATA)
     state = {"model": sharded, "optimizer": optimizer_state, "step": step}
     _save(state, folder / f"step_{step:06d}")
@@ -77,15 +91,15 @@ def save_resume_point(model: GPTModel, optimizer: MegatronOptimizer, step: int, 
     barrier()
 
 
-def load_resume_point(model: GPTModel, optimizer: MegatronOptimizer, folder: Path) -> int:
+def load_resume_point(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path) -> int:
     """Restore the last resume point in `folder`; returns its step, 0 if there is none."""
     points = sorted(p for p in folder.glob("step_*") if p.suffix != ".tmp")
     if not points:
         return 0
-    sharded = model.sharded_state_dict()
+    sharded = _sharded_weights(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_OPTIMIZER_METADATA)
     state = _load({"model": sharded, "optimizer": optimizer_state}, points[-1])
-    model.load_state_dict(state["model"])
+    _set_weights(chunks, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
 

@@ -1,8 +1,9 @@
-"""Process groups of a run: torch.distributed and Megatron's tensor, pipeline and data parallel groups."""
+"""Process groups of a run: torch.distributed and Megatron's tensor, pipeline, context and data parallel groups."""
 
 import datetime
 import os
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch.distributed import ProcessGroup
@@ -10,6 +11,7 @@ from torch.distributed import ProcessGroup
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.megatron.platform import install_cpu_platform
 
+T = TypeVar("T")
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -17,7 +19,7 @@ def initialize(config: Config) -> None:
     """Join the process group (from torchrun's environment, or alone) and build Megatron's groups. Idempotent.
 
     Raises:
-        ValueError: the number of processes is not tensor * pipeline * data of the configuration.
+        ValueError: the number of processes is not tensor * pipeline * context * data of the configuration.
     """
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's order of communication and compute
     on_cpu = install_cpu_platform()
@@ -25,16 +27,20 @@ def initialize(config: Config) -> None:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size != config.world_size:
         raise ValueError(
-            f"{world_size} processes were started, but scale.parallel asks for tensor*pipeline*data={config.world_size}"
+            f"{world_size} processes were started, but scale.parallel asks for "
+            f"tensor*pipeline*context*data={config.world_size}"
         )
     if not torch.distributed.is_initialized():
         _join(world_size, "gloo" if on_cpu else "nccl")
     from megatron.core import parallel_state, tensor_parallel
 
+    virtual = config.scale.parallel.virtual_pipeline
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.scale.parallel.tensor,
             pipeline_model_parallel_size=config.scale.parallel.pipeline,
+            virtual_pipeline_model_parallel_size=virtual if virtual > 1 else None,
+            context_parallel_size=config.scale.parallel.context,
         )
         tensor_parallel.model_parallel_cuda_manual_seed(config.seed + 1)
 
@@ -91,18 +97,33 @@ def pipeline_parallel_group() -> ProcessGroup:
     return cast(ProcessGroup, parallel_state.get_pipeline_model_parallel_group())
 
 
-def host_data_parallel_group() -> ProcessGroup:
+def context_parallel_group() -> ProcessGroup:
+    """The ranks that share the tokens of the same samples."""
+    from megatron.core import parallel_state
+
+    return cast(ProcessGroup, parallel_state.get_context_parallel_group())
+
+
+def host_data_parallel_group(with_context_parallel: bool = False) -> ProcessGroup:
     """The replicas of one part of the model, over gloo: for figures that lie in host memory."""
     from megatron.core import parallel_state
 
-    return cast(ProcessGroup, parallel_state.get_data_parallel_group_gloo())
+    return cast(ProcessGroup, parallel_state.get_data_parallel_group_gloo(with_context_parallel))
 
 
-def model_parallel_group() -> ProcessGroup:
-    """The tensor- and pipeline-parallel ranks of one replica."""
+def once_per_replica(compute: Callable[[], T]) -> T:
+    """The picklable result of `compute`, run by one rank of each replica and told to its others."""
     from megatron.core import parallel_state
 
-    return cast(ProcessGroup, parallel_state.get_model_parallel_group())
+    model_parallel = cast(ProcessGroup, parallel_state.get_model_parallel_group())
+    box: list[T | None] = [None]
+    if model_parallel.rank() == context_parallel_group().rank() == 0:
+        box[0] = compute()
+    for group in (model_parallel, context_parallel_group()):  # first the ranks of context 0, then the other contexts
+        if group.size() > 1:
+            source = torch.distributed.get_process_group_ranks(group)[0]
+            torch.distributed.broadcast_object_list(box, src=source, group=group)
+    return cast(T, box[0])
 
 
 def data_parallel_rank_and_size() -> tuple[int, int]:

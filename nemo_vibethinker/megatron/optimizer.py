@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from nemo_vibethinker.config import OptimizerConfig
 logging.getLogger("megatron.core.optimizer").setLevel(logging.ERROR)
 
 
-def build_optimizer(model: DistributedDataParallel, config: OptimizerConfig) -> MegatronOptimizer:
-    """AdamW with gradients, moments and master weights in fp32, sharded over the data-parallel ranks."""
-    bf16 = model.config.bf16
+def build_optimizer(chunks: Sequence[DistributedDataParallel], config: OptimizerConfig) -> MegatronOptimizer:
+    """AdamW with gradients, moments and master weights in fp32; the distributed optimizer shards them over replicas."""
+    bf16 = chunks[0].config.bf16
     megatron_config = MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.lr,
@@ -25,11 +26,11 @@ def build_optimizer(model: DistributedDataParallel, config: OptimizerConfig) -> 
         adam_beta2=config.beta2,
         adam_eps=config.eps,
         clip_grad=config.clip_grad,
-        use_distributed_optimizer=True,
+        use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
         bf16=bf16,
         params_dtype=torch.bfloat16 if bf16 else torch.float32,
     )
-    optimizer: Any = get_megatron_optimizer(megatron_config, [model])
+    optimizer: Any = get_megatron_optimizer(megatron_config, list(chunks))
     for part in optimizer.chained_optimizers:  # a resume point may be saved before the first update
         part.init_state_fn(part.optimizer)
     return optimizer

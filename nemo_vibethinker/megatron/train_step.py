@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from nemo_vibethinker.megatron.distributed import host_data_parallel_group, pipeline_parallel_group
-from nemo_vibethinker.megatron.micro_batch import MicroBatch
+from nemo_vibethinker.megatron.micro_batch import MicroBatch, padded_lengths, rank_share, weightless
 
 LossTerms = tuple[Tensor, Tensor, dict[str, Tensor]]  # summed loss, count it is divided by, summed statistics
 LossFunction = Callable[[MicroBatch, Tensor], LossTerms]
@@ -51,13 +51,17 @@ def forward_logits(model: GPTModel | DistributedDataParallel, batch: MicroBatch)
 
 
 def run_forward_backward(
-    model: GPTModel | DistributedDataParallel,
+    chunks: Sequence[GPTModel | DistributedDataParallel],
     batches: Sequence[MicroBatch],
     loss_function: LossFunction,
     *,
     forward_only: bool = False,
 ) -> list[dict[str, Tensor]]:
     """Run all micro-batches of this rank through the pipeline schedule; gradients accumulate in the DDP buffers.
+
+    Args:
+        chunks: this rank's part of the model, one chunk but for the interleaved schedule.
+        batches: whole rows; the loss function sees this rank's share of each (see `rank_share`).
 
     Returns:
         What the loss function reported for each micro-batch; empty but on the last pipeline stage.
@@ -67,13 +71,20 @@ def run_forward_backward(
         batch = next(iterator)
         return forward_logits(module, batch), partial(_report, loss_function, batch)  # pyright: ignore
 
+    config = chunks[0].config
+    longest = max(sum(padded_lengths(batch.lengths, config)) for batch in batches)
+    row_length = 0 if config.variable_seq_lengths else longest
+    shares = [rank_share(batch, config, row_length) for batch in batches]
+    if len(chunks) > 1:  # the interleaved schedule takes the micro-batches in groups, one for each pipeline stage
+        shares += [weightless(shares[0])] * (-len(shares) % config.pipeline_model_parallel_size)
+    iterators = [iter(shares) for _ in chunks]
     run_schedule: Any = get_forward_backward_func()
     return run_schedule(
         forward_step_func=forward_step,
-        data_iterator=iter(batches),
-        model=[model],
-        num_microbatches=len(batches),
-        seq_length=max(batch.tokens.numel() for batch in batches),
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks),
+        num_microbatches=len(shares),
+        seq_length=longest,
         micro_batch_size=1,
         forward_only=forward_only,
     )
@@ -86,7 +97,7 @@ def _report(loss_function: LossFunction, batch: MicroBatch, output: Tensor) -> t
 
 
 def train_step(
-    model: DistributedDataParallel,
+    chunks: Sequence[DistributedDataParallel],
     optimizer: MegatronOptimizer,
     batches: Sequence[MicroBatch],
     loss_function: LossFunction,
@@ -96,10 +107,11 @@ def train_step(
     The loss function returns sums; Megatron divides the gradient by the count summed over all micro-batches and ranks,
     so the result does not depend on how the samples were split.
     """
-    model.train()
-    model.zero_grad_buffer()
+    for chunk in chunks:
+        chunk.train()
+        chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    reports = run_forward_backward(model, batches, loss_function)
+    reports = run_forward_backward(chunks, batches, loss_function)
     outcome: Any = optimizer.step()
     applied, grad_norm = outcome[0], float(outcome[1] or 0.0)
     sums = sum_over_ranks(reports)
@@ -114,14 +126,14 @@ def train_step(
 
 
 def sum_over_ranks(reports: list[dict[str, Tensor]]) -> dict[str, float]:
-    """Sum each reported value over micro-batches and data-parallel ranks; the same on every rank."""
+    """Sum each reported value over micro-batches, data- and context-parallel ranks; the same on every rank."""
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     box: list[dict[str, float] | None] = [None]
     if parallel_state.is_pipeline_last_stage():
         names = sorted({name for report in reports for name in report})
         values = torch.tensor([[float(report[name]) for name in names] for report in reports], dtype=torch.float64)
         sums = values.sum(0)
-        torch.distributed.all_reduce(sums, group=host_data_parallel_group())
+        torch.distributed.all_reduce(sums, group=host_data_parallel_group(with_context_parallel=True))
         box = [dict(zip(names, sums.tolist(), strict=True))]
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         torch.distributed.broadcast_object_list(box, src=last, group=pipeline_parallel_group())

@@ -4,12 +4,16 @@ import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+
+from nemo_vibethinker.megatron.distributed import context_parallel_group
+from nemo_vibethinker.megatron.micro_batch import context_positions
 
 
 class SdpaCoreAttention(MegatronModule):
@@ -30,6 +34,7 @@ class SdpaCoreAttention(MegatronModule):
         super().__init__(config=config)
         assert attention_type == "self"
         self.grouped = config.num_query_groups != config.num_attention_heads
+        self.context_group = context_parallel_group()
 
     def forward(
         self,
@@ -61,11 +66,35 @@ class SdpaCoreAttention(MegatronModule):
     def _packed(self, query: Tensor, key: Tensor, value: Tensor, params: PackedSeqParams) -> Tensor:
         assert params.cu_seqlens_q is not None
         lengths = params.cu_seqlens_q.diff().tolist()
+        if self.context_group.size() > 1:
+            return self._context_parallel(query, key, value, lengths)
         segments = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
         outs = [
             scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=self.grouped)[0]
             for q, k, v in segments
         ]
+        return torch.cat(outs, dim=1).transpose(0, 1).flatten(1)
+
+    def _context_parallel(self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int]) -> Tensor:
+        """This rank's queries against the keys and values of all context-parallel ranks, gathered."""
+        size, rank = self.context_group.size(), self.context_group.rank()
+        order = torch.cat([context_positions(lengths, r, size) for r in range(size)]).argsort().to(key.device)
+        keys, values = (
+            gather_from_sequence_parallel_region(x, group=self.context_group)[order].transpose(0, 1)
+            for x in (key, value)
+        )
+        queries = query.transpose(0, 1)  # [H, T, D]
+        outs, taken, start = [], 0, 0
+        for length in lengths:
+            chunk = length // (2 * size)
+            for index in (rank, 2 * size - 1 - rank):
+                end = (index + 1) * chunk
+                seen = torch.ones(chunk, end, dtype=torch.bool, device=key.device).tril(index * chunk)
+                q = queries[None, :, taken : taken + chunk]
+                k, v = (x[None, :, start : start + end] for x in (keys, values))
+                outs.append(scaled_dot_product_attention(q, k, v, seen, enable_gqa=self.grouped)[0])
+                taken += chunk
+            start += length
         return torch.cat(outs, dim=1).transpose(0, 1).flatten(1)
 
 
@@ -74,6 +103,8 @@ class RMSNorm(torch.nn.RMSNorm):
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: object) -> None:
         super().__init__(hidden_size, eps=eps)
+        # Under sequence parallelism its gradient is of a part of the tokens: Megatron sums it over the ranks.
+        setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
 
 class CachingSelfAttention(SelfAttention):

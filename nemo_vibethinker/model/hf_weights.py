@@ -94,7 +94,7 @@ def load_hf_weights(model: "GPTModel", source: TensorSource) -> None:
 
     rank = parallel_state.get_tensor_model_parallel_rank()
     size = parallel_state.get_tensor_model_parallel_world_size()
-    offset = get_transformer_layer_offset(model.config)
+    offset = get_transformer_layer_offset(model.config, model.vp_stage)
     groups = model.config.num_query_groups
     assert groups is not None
     for name, parameter in model.named_parameters():

@@ -1,5 +1,6 @@
 """Qwen2 as Megatron-Core's `GPTModel`, with the local layer spec."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_vibethinker.config import Config
@@ -15,6 +17,11 @@ from nemo_vibethinker.model.attention import CachingSelfAttention, RMSNorm, Sdpa
 from nemo_vibethinker.model.hf_weights import load_hf_weights, random_hf_tensors
 
 RMS_NORM_EPS = 1e-6
+_RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
+    "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
 
 
 def transformer_config(config: Config) -> TransformerConfig:
@@ -40,12 +47,19 @@ def transformer_config(config: Config) -> TransformerConfig:
         # layout and precision
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None,
+        context_parallel_size=parallel.context,
+        sequence_parallel=parallel.sequence,
+        **_RECOMPUTE[config.scale.recompute],
         num_layers_in_first_pipeline_stage=first_stage_layers(model.num_layers, parallel.pipeline),
         pipeline_dtype=dtype,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
         moe_token_dispatcher_type="alltoall",  # no experts here, but the default refuses variable lengths
-        variable_seq_lengths=True,  # micro-batches are packed by a token budget, so their lengths differ
+        # Rows are packed by a token budget, so their lengths differ. The interleaved schedule has messages of several
+        # micro-batches under way between two stages at once and cannot tell their shapes apart: it gets equal rows.
+        variable_seq_lengths=parallel.virtual_pipeline == 1,
+        batch_p2p_comm=parallel.virtual_pipeline == 1,
         calculate_per_token_loss=True,  # losses are sums; Megatron divides by the count over all ranks
         finalize_model_grads_func=finalize_model_grads,
         use_cpu_initialization=True,  # the same weights for every layout
@@ -65,45 +79,60 @@ def first_stage_layers(num_layers: int, stages: int) -> int | None:
     return None if num_layers % stages == 0 else num_layers - (num_layers // stages) * (stages - 1)
 
 
-def layer_spec() -> ModuleSpec:
-    """The local (torch only) layer spec with our core attention and RMSNorm."""
+def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """The layers of one chunk by the local (torch only) spec, with our core attention and RMSNorm."""
     layer: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
     submodules: Any = layer.submodules
     submodules.input_layernorm = RMSNorm
     submodules.pre_mlp_layernorm = RMSNorm
     submodules.self_attention.module = CachingSelfAttention
     submodules.self_attention.submodules.core_attention = SdpaCoreAttention
-    return layer
+    norm: Any = RMSNorm  # a class where Megatron's annotation says a spec
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), norm)
 
 
-def build_model(config: Config, vocab_size: int) -> GPTModel:
-    """This rank's part of the model, freshly initialised from `config.seed`: the same model for every layout.
+def build_chunks(config: Config, vocab_size: int) -> list[GPTModel]:
+    """This rank's part of the model: one chunk, or several under the interleaved pipeline schedule."""
+    return [build_model(config, vocab_size, vp_stage) for vp_stage in range(config.scale.parallel.virtual_pipeline)]
+
+
+def build_model(config: Config, vocab_size: int, vp_stage: int = 0) -> GPTModel:
+    """One chunk of this rank's part of the model, freshly initialised from `config.seed`.
+
+    The weights are the same for every layout.
 
     Args:
         vocab_size: size of the (padded) vocabulary; divisible by the tensor-parallel size.
+        vp_stage: which chunk.
 
     Raises:
         ValueError: the vocabulary cannot be split over the tensor-parallel ranks.
     """
     if vocab_size % config.scale.parallel.tensor:
         raise ValueError(f"vocabulary of {vocab_size} is not divisible by scale.parallel.tensor")
+    megatron_config = transformer_config(config)
+    stage = vp_stage if config.scale.parallel.virtual_pipeline > 1 else None
+    layers: Any = block_spec(megatron_config, stage)  # GPTModel's annotation knows the spec of a single layer only
     model = GPTModel(
-        config=transformer_config(config),
-        transformer_layer_spec=layer_spec(),
+        config=megatron_config,
+        transformer_layer_spec=layers,
         vocab_size=vocab_size,
         max_sequence_length=config.scale.model.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         position_embedding_type="rope",
         rotary_base=int(config.scale.model.rope_theta),
         share_embeddings_and_output_weights=True,
+        vp_stage=stage,
     )
     model.cuda()  # nothing on a CPU
     load_hf_weights(model, random_hf_tensors(config, vocab_size))
     return model
 
 
-def wrap_for_training(model: GPTModel) -> DistributedDataParallel:
-    """Megatron's data-parallel wrapper with contiguous gradient buffers for the distributed optimizer."""
-    ddp_config = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
-    return DistributedDataParallel(model.config, ddp_config, model)
+def wrap_for_training(config: Config, chunks: Sequence[GPTModel]) -> list[DistributedDataParallel]:
+    """Megatron's data-parallel wrapper with contiguous fp32 gradient buffers, for each chunk."""
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=config.scale.parallel.distributed_optimizer, grad_reduce_in_fp32=True
+    )
+    return [DistributedDataParallel(chunk.config, ddp_config, chunk) for chunk in chunks]

@@ -1,12 +1,14 @@
 """Generation by the trainer's own Megatron model, in process, with a key-value cache."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from nemo_vibethinker.megatron.distributed import pipeline_parallel_group
 from nemo_vibethinker.rollout.sampling import sample_tokens, uniform_numbers
 
 ROWS = 256  # responses decoded side by side
+_SEQUENCE_PARALLEL_FLAGS = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
 COMPACT_BELOW = 0.75  # share of running rows under which finished rows are dropped from the batch
 
 
@@ -36,12 +39,15 @@ class Sample:
 class MegatronEngine:
     """Samples responses from a Megatron model; shares its weights, so there is nothing to synchronise.
 
-    All tensor- and pipeline-parallel ranks of one replica call `generate` together with the same arguments and get the
-    same samples; each data-parallel replica generates its own prompts.
+    All ranks of one replica call `generate` together with the same arguments and get the same samples; each replica
+    generates its own prompts. Context- and sequence-parallel ranks share no work here: they all hold whole sequences.
+
+    Args:
+        chunks: this rank's part of the model, one chunk but for the interleaved schedule.
     """
 
-    def __init__(self, model: GPTModel, eos_token_id: int, pad_token_id: int) -> None:
-        self.model = model
+    def __init__(self, chunks: Sequence[GPTModel], eos_token_id: int, pad_token_id: int) -> None:
+        self.chunks = list(chunks)
         self.eos_token_id = eos_token_id
         self.pad_token_id = pad_token_id
 
@@ -62,32 +68,30 @@ class MegatronEngine:
             ValueError: a prompt leaves no room in the model's window.
         """
         self._check_lengths(prompts)
-        training = self.model.training
-        self.model.eval()
         results: list[list[Sample]] = [[] for _ in prompts]
-        for chunk in _chunks(prompts, seeds):
-            for index, samples in zip(chunk, self._generate_chunk(chunk, prompts, sampling, seeds), strict=True):
-                results[index] = samples
-        self.model.train(training)
+        with whole_sequences(self.chunks):
+            for batch in _batches(prompts, seeds):
+                for index, samples in zip(batch, self._generate_batch(batch, prompts, sampling, seeds), strict=True):
+                    results[index] = samples
         return results
 
     def _check_lengths(self, prompts: Sequence[Sequence[int]]) -> None:
-        window = self.model.max_sequence_length
+        window = self.chunks[0].max_sequence_length
         for index, prompt in enumerate(prompts):
             if not 0 < len(prompt) < window:
                 raise ValueError(f"prompt {index} has {len(prompt)} tokens; the model's window is {window}")
 
-    def _generate_chunk(
+    def _generate_batch(
         self,
-        chunk: list[int],
+        batch: list[int],
         prompts: Sequence[Sequence[int]],
         sampling: SamplingConfig,
         seeds: Sequence[Sequence[int]],
     ) -> list[list[Sample]]:
-        counts = torch.tensor([len(seeds[i]) for i in chunk])
-        decoding = _Decoding(self, [prompts[i] for i in chunk], sampling)
+        counts = torch.tensor([len(seeds[i]) for i in batch])
+        decoding = _Decoding(self, [prompts[i] for i in batch], sampling)
         logits = decoding.prefill(counts)
-        flat = decoding.run(logits, uniform_numbers([s for i in chunk for s in seeds[i]], decoding.max_new))
+        flat = decoding.run(logits, uniform_numbers([s for i in batch for s in seeds[i]], decoding.max_new))
         rows = iter(flat)
         return [[next(rows) for _ in range(int(count))] for count in counts]
 
@@ -96,14 +100,14 @@ class _Decoding:
     """One batch on its way: prompts padded on the left, so that all rows write to the same cache position."""
 
     def __init__(self, engine: MegatronEngine, prompts: list[Sequence[int]], sampling: SamplingConfig) -> None:
-        self.engine, self.model, self.sampling = engine, engine.model, sampling
+        self.engine, self.chunks, self.sampling = engine, engine.chunks, sampling
         self.width = max(len(prompt) for prompt in prompts)
-        window = self.model.max_sequence_length
+        window = self.chunks[0].max_sequence_length
         self.limits = torch.tensor([min(sampling.max_response_length, window - len(p)) for p in prompts])
         self.max_new = int(self.limits.max())
         self.context = StaticInferenceContext(len(prompts), self.width + self.max_new)
         padded = [[engine.pad_token_id] * (self.width - len(p)) + list(p) for p in prompts]
-        self.tokens_BP = torch.tensor(padded, device=next(self.model.parameters()).device)
+        self.tokens_BP = torch.tensor(padded, device=next(self.chunks[0].parameters()).device)
         starts = torch.tensor([self.width - len(p) for p in prompts], device=self.tokens_BP.device)
         positions = torch.arange(self.width + self.max_new, device=self.tokens_BP.device)
         self.visible_BS = positions >= starts[:, None]  # keys that are not padding
@@ -156,17 +160,21 @@ class _Decoding:
 
     def _forward(self, tokens_BS: Tensor, mask: Tensor) -> Tensor:
         """Run one step through all pipeline stages. Returns logits [B, V] on the last stage, [B, 0] elsewhere."""
-        if not parallel_state.is_pipeline_first_stage():
-            shape = (tokens_BS.size(1), tokens_BS.size(0), self.model.config.hidden_size)
-            hidden = torch.empty(shape, dtype=self.model.config.params_dtype, device=tokens_BS.device)
-            torch.distributed.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
-            self.model.set_input_tensor(hidden)
-        output = self.model(tokens_BS, None, mask, inference_context=self.context, runtime_gather_output=True)
+        config = self.chunks[0].config
+        logits = torch.empty(len(tokens_BS), 0, device=tokens_BS.device)
+        for chunk in self.chunks:
+            if not chunk.pre_process:
+                shape = (tokens_BS.size(1), tokens_BS.size(0), config.hidden_size)
+                hidden = torch.empty(shape, dtype=config.params_dtype, device=tokens_BS.device)
+                torch.distributed.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
+                chunk.set_input_tensor(hidden)
+            output = chunk(tokens_BS, None, mask, inference_context=self.context, runtime_gather_output=True)
+            if chunk.post_process:
+                logits = output[:, -1]
+            else:
+                torch.distributed.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
         self.context.sequence_len_offset += tokens_BS.size(1)
-        if not parallel_state.is_pipeline_last_stage():
-            torch.distributed.send(output.contiguous(), parallel_state.get_pipeline_model_parallel_next_rank())
-            return output.new_empty(len(tokens_BS), 0)
-        return output[:, -1]
+        return logits
 
     def _select(self, rows: Tensor) -> None:
         """Keep (or repeat) these rows of the batch."""
@@ -185,14 +193,38 @@ class _Decoding:
         return samples
 
 
-def _chunks(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[int]]:
+@contextmanager
+def whole_sequences(chunks: Sequence[GPTModel]) -> Iterator[None]:
+    """Evaluation mode, and each rank works on whole sequences: decoding steps of one token cannot be shared out."""
+    training = chunks[0].training
+    modules = [module for chunk in chunks for module in (*chunk.modules(), chunk.config)]
+    settings: list[tuple[Any, str, Any]] = [(m, "cp_group", None) for m in modules if isinstance(m, RotaryEmbedding)]
+    settings += [(m, flag, False) for m in modules for flag in _SEQUENCE_PARALLEL_FLAGS if hasattr(m, flag)]
+    before = [(module, name, getattr(module, name)) for module, name, _ in settings]
+    _apply(settings)
+    for chunk in chunks:
+        chunk.eval()
+    try:
+        yield
+    finally:
+        _apply(before)
+        for chunk in chunks:
+            chunk.train(training)
+
+
+def _apply(settings: list[tuple[Any, str, Any]]) -> None:
+    for module, name, value in settings:
+        setattr(module, name, value)
+
+
+def _batches(prompts: Sequence[Sequence[int]], seeds: Sequence[Sequence[int]]) -> list[list[int]]:
     """Prompt indices in batches of about ROWS responses, prompts of like length together."""
-    chunks: list[list[int]] = []
+    batches: list[list[int]] = []
     rows = ROWS
     for index in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         if rows + len(seeds[index]) > ROWS:
-            chunks.append([])
+            batches.append([])
             rows = 0
-        chunks[-1].append(index)
+        batches[-1].append(index)
         rows += len(seeds[index])
-    return chunks
+    return batches

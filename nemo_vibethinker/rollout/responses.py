@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from nemo_vibethinker.config import Config, SamplingConfig
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.tokenizer import encode_prompts
 from nemo_vibethinker.megatron.distributed import (
     data_parallel_rank_and_size,
     gather_over_data_parallel,
-    model_parallel_group,
+    once_per_replica,
 )
 from nemo_vibethinker.reward.grader import Grader
 from nemo_vibethinker.reward.verdict import Verdict
@@ -100,16 +98,7 @@ class Sampler:
 
     def _verdicts(self, records: list[Record], texts: list[str]) -> list[Verdict]:
         """Graded once per replica: verdicts can depend on time, and its ranks must agree."""
-        group = model_parallel_group()
-        if group.size() == 1:
-            return self.grader.grade(records, texts)
-        box: list[list[Verdict] | None] = [None]
-        if group.rank() == 0:
-            box[0] = self.grader.grade(records, texts)
-        source = torch.distributed.get_process_group_ranks(group)[0]
-        torch.distributed.broadcast_object_list(box, src=source, group=group)
-        assert box[0] is not None
-        return box[0]
+        return once_per_replica(lambda: self.grader.grade(records, texts))
 
 
 def check_groups(groups: Sequence[Group], limit: float) -> None:

@@ -99,7 +99,7 @@ def loss_count(batch: MicroBatch, config: MgpoConfig) -> Tensor:
     num_tokens = int((batch.loss_weights > 0).sum())
     denominator = loss_denominator(
         cast(LossNormalisation, config.normalisation),
-        num_sequences=len(batch.lengths) if num_tokens else 0,
+        num_sequences=batch.num_sequences,
         num_tokens=num_tokens,
         max_response_length=config.sampling.max_response_length,
     )
@@ -136,7 +136,11 @@ def collect(sampler: Sampler, records: Sequence[Record], config: MgpoConfig, *se
 
 
 def update(
-    ddp: DistributedDataParallel, optimizer: MegatronOptimizer, rollout: Rollout, config: MgpoConfig, step: int
+    chunks: Sequence[DistributedDataParallel],
+    optimizer: MegatronOptimizer,
+    rollout: Rollout,
+    config: MgpoConfig,
+    step: int,
 ) -> list[StepResult]:
     """`updates_per_rollout` optimizer steps, each on its share of the prompts; none where no group has variance."""
     lr = config.optimizer.lr * min(1.0, step / (config.warmup_steps or 1))
@@ -148,7 +152,7 @@ def update(
         samples = [s for group, its_part in zip(rollout.samples, parts, strict=True) if its_part == part for s in group]
         if _count_everywhere(len(samples)) == 0:
             continue
-        result = train_step(ddp, optimizer, policy_micro_batches(samples, config), loss_function)
+        result = train_step(chunks, optimizer, policy_micro_batches(samples, config), loss_function)
         if not result.applied:
             raise RuntimeError(f"step {step}: the policy gradient is not finite; lower the stage's optimizer.lr")
         results.append(result)

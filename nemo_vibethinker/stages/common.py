@@ -1,5 +1,6 @@
 """What the stages that hold a model share."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,7 @@ from megatron.core.models.gpt import GPTModel
 
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
-from nemo_vibethinker.model.qwen2 import build_model
+from nemo_vibethinker.model.qwen2 import build_chunks
 from nemo_vibethinker.reward.grader import Grader
 from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.rollout.responses import Sampler
@@ -23,9 +24,9 @@ def load_tokenizer(inputs: dict[str, Path]) -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast.from_pretrained(inputs["tokenizer"])
 
 
-def build_run_model(config: Config, tokenizer: "PreTrainedTokenizerFast") -> GPTModel:
-    """The run's model with its vocabulary, freshly initialised."""
-    return build_model(config, len(tokenizer))
+def build_run_model(config: Config, tokenizer: "PreTrainedTokenizerFast") -> list[GPTModel]:
+    """This rank's chunks of the run's model with its vocabulary, freshly initialised."""
+    return build_chunks(config, len(tokenizer))
 
 
 def make_grader(config: Config) -> Grader:
@@ -34,8 +35,10 @@ def make_grader(config: Config) -> Grader:
     return Grader(config.reward, workers=max(1, config.reward.workers // replicas))
 
 
-def make_sampler(config: Config, model: GPTModel, tokenizer: "PreTrainedTokenizerFast", grader: Grader) -> Sampler:
-    """Samples from `model`, whatever weights it holds at the time."""
+def make_sampler(
+    config: Config, chunks: Sequence[GPTModel], tokenizer: "PreTrainedTokenizerFast", grader: Grader
+) -> Sampler:
+    """Samples from the model, whatever weights it holds at the time."""
     assert isinstance(tokenizer.eos_token_id, int)
     assert isinstance(tokenizer.pad_token_id, int)
-    return Sampler(config, MegatronEngine(model, tokenizer.eos_token_id, tokenizer.pad_token_id), tokenizer, grader)
+    return Sampler(config, MegatronEngine(chunks, tokenizer.eos_token_id, tokenizer.pad_token_id), tokenizer, grader)

@@ -26,18 +26,18 @@ from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
     """Score each `model.*` input on the evaluation set. Samples are kept; finished models are not sampled again."""
     tokenizer = load_tokenizer(inputs)
-    model = build_run_model(config, tokenizer)
+    chunks = build_run_model(config, tokenizer)
     records = read_jsonl(inputs["evaluation_data"])
     checkpoints = distinct_checkpoints(inputs)
     scores: list[Score] = []
     with make_grader(config) as grader:
-        sampler = make_sampler(config, model, tokenizer, grader)
+        sampler = make_sampler(config, chunks, tokenizer, grader)
         done = {path: broadcast_object(_scores_path(folder, labels).exists()) for path, labels in checkpoints.items()}
         log = context.metrics_log(len(checkpoints), sum(done.values()))
         finished = sum(done.values())
         for path, labels in checkpoints.items():
             if not done[path]:
-                load_model(model, path)
+                load_model(chunks, path)
                 found = _evaluate(config, sampler, records, labels, folder, context)
                 finished += 1
                 log.log(finished, checkpoint=labels[0], **_headline(found))

@@ -1,17 +1,24 @@
 """Export: the final policy as a Hugging Face folder, proven equal to the Megatron model."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.records import read_jsonl
 from nemo_vibethinker.data.tokenizer import encode_prompts
 from nemo_vibethinker.megatron.checkpoint import load_full_tensors, load_model
-from nemo_vibethinker.megatron.distributed import barrier, broadcast_object, tensor_parallel_group
-from nemo_vibethinker.megatron.micro_batch import pack_row
+from nemo_vibethinker.megatron.distributed import (
+    barrier,
+    broadcast_object,
+    context_parallel_group,
+    tensor_parallel_group,
+)
+from nemo_vibethinker.megatron.micro_batch import MicroBatch, context_positions, pack_row
 from nemo_vibethinker.megatron.train_step import run_forward_backward
 from nemo_vibethinker.model.hf_export import hf_logits, write_hf_folder
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
@@ -27,11 +34,11 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         RuntimeError: the logits differ by more than the tolerance; the export is not to be used.
     """
     tokenizer = load_tokenizer(inputs)
-    model = build_run_model(config, tokenizer)
-    load_model(model, inputs["policy"])
+    chunks = build_run_model(config, tokenizer)
+    load_model(chunks, inputs["policy"])
     record = read_jsonl(inputs["evaluation_data"])[0]
     tokens = encode_prompts(tokenizer, [record.prompt], config.data.instruction)[0]
-    logits_TV = megatron_logits(model, tokens)
+    logits_TV = megatron_logits(chunks, tokens)
     full = load_full_tensors(inputs["policy"])
     difference = 0.0
     if context.is_main:
@@ -47,23 +54,31 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
 
 
 @torch.no_grad()
-def megatron_logits(model: GPTModel, tokens: list[int]) -> Tensor | None:
+def megatron_logits(chunks: Sequence[GPTModel], tokens: list[int]) -> Tensor | None:
     """Full logits [T, V] in fp32 for a sequence, on the first rank; None elsewhere. All ranks call it together."""
     found: list[Tensor] = []
 
-    def keep(_: object, logits_1TV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        group = tensor_parallel_group()
-        shards = [torch.empty_like(logits_1TV) for _ in range(group.size())]
-        torch.distributed.all_gather(shards, logits_1TV.contiguous(), group=group)
-        found.append(torch.cat(shards, dim=-1)[0].float().cpu())
+    def keep(share: MicroBatch, logits_1TV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        context = context_parallel_group()
+        logits_TV = torch.cat(_gathered(logits_1TV[0], tensor_parallel_group()), dim=-1)
+        parts = torch.cat(_gathered(logits_TV, context))
+        places = torch.cat([context_positions(share.lengths, rank, context.size()) for rank in range(context.size())])
+        found.append(parts[places.argsort()][: len(tokens)].float().cpu())
         zero = torch.zeros((), device=logits_1TV.device)
         return zero, zero, {}
 
-    model.eval()
-    run_forward_backward(model, [pack_row([(tokens, 1)], [0.0])], keep, forward_only=True)
+    for chunk in chunks:
+        chunk.eval()
+    run_forward_backward(chunks, [pack_row([(tokens, 1)], [0.0])], keep, forward_only=True)
     logits = broadcast_object(found[0] if found else None, source=torch.distributed.get_world_size() - 1)
     barrier()
     return logits if torch.distributed.get_rank() == 0 else None
+
+
+def _gathered(tensor: Tensor, group: ProcessGroup) -> list[Tensor]:
+    parts = [torch.empty_like(tensor) for _ in range(group.size())]
+    torch.distributed.all_gather(parts, tensor.contiguous(), group=group)
+    return parts
 
 
 if __name__ == "__main__":

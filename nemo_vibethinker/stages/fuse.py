@@ -17,15 +17,15 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     """Average the specialists' weights, each rank its own part, in fp32."""
     specialists: dict[str, int] = json.loads(inputs["specialists"].read_text())
     weights = fusion_weights(config.fuse.weights, list(specialists))
-    model = build_run_model(config, load_tokenizer(inputs))
+    chunks = build_run_model(config, load_tokenizer(inputs))
 
     def states() -> Iterator[dict[str, Tensor]]:
         for domain in specialists:
-            state = load_model_state(model, inputs[f"model.specialist.{domain}"])
+            state = load_model_state(chunks, inputs[f"model.specialist.{domain}"])
             yield {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     fused = fuse_state_dicts(states(), list(weights.values()))
-    save_model_state(model, fused, folder / "model")
+    save_model_state(chunks, fused, folder / "model")
     context.say(", ".join(f"{weights[d]:.3g} x {d} (step {step})" for d, step in specialists.items()))
     outputs = {"model.fused": folder / "model", "policy": folder / "model"}
     return StageResult(outputs=outputs, metrics={"weights": weights, "steps": specialists})

@@ -27,15 +27,15 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     name = context.stage.split(".")[1]
     stage: MgpoConfig = getattr(config.signal, name)
     tokenizer = load_tokenizer(inputs)
-    model = build_run_model(config, tokenizer)
-    load_model(model, inputs["policy"])
+    chunks = build_run_model(config, tokenizer)
+    load_model(chunks, inputs["policy"])
     with make_grader(config) as grader:
-        sampler = make_sampler(config, model, tokenizer, grader)
+        sampler = make_sampler(config, chunks, tokenizer, grader)
         data = inputs["rl_code_data" if name == CODE_DOMAIN else "rl_math_data"]
         prompts, kept = _training_prompts(config, stage, sampler, read_jsonl(data), folder, context)
         if prompts:
             _train(config, stage, sampler, prompts, folder, context)
-    save_model(model, folder / "model")
+    save_model(chunks, folder / "model")
     outputs = {f"model.{context.stage}": folder / "model", "policy": folder / "model"}
     return StageResult(outputs=outputs, metrics={"prompts": kept, "steps": stage.steps if prompts else 0})
 
@@ -84,10 +84,10 @@ def prefilter(
 def _train(
     config: Config, stage: MgpoConfig, sampler: Sampler, prompts: list[Record], folder: Path, context: StageContext
 ) -> None:
-    model = sampler.engine.model
-    ddp = wrap_for_training(model)
+    chunks = sampler.engine.chunks
+    ddp = wrap_for_training(config, chunks)
     optimizer = build_optimizer(ddp, stage.optimizer)
-    start = load_resume_point(model, optimizer, folder / "resume")
+    start = load_resume_point(chunks, optimizer, folder / "resume")
     log = context.metrics_log(stage.steps, start)
     for step in range(start + 1, stage.steps + 1):
         timer = loop.StepTimer(sampler)
@@ -101,7 +101,7 @@ def _train(
         tokens = metrics["response_length"] * len(batch) * stage.group_size
         log.log(step, **metrics, **loop.update_metrics(results), **timer.metrics(tokens, config.world_size))
         if step % stage.save_interval == 0 and step < stage.steps:
-            save_resume_point(model, optimizer, step, folder / "resume")
+            save_resume_point(chunks, optimizer, step, folder / "resume")
             context.ledger.saved()
 
 

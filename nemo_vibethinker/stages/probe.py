@@ -24,18 +24,18 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     Finished checkpoints are kept in `folder`, so an interrupted probe goes on with the next one.
     """
     tokenizer = load_tokenizer(inputs)
-    model = build_run_model(config, tokenizer)
+    chunks = build_run_model(config, tokenizer)
     records = probing_records(config, read_jsonl(inputs["probe_data"]))
     steps = probed_steps(config, inputs["sft_checkpoints"])
     counts: dict[int, Counts] = {}
     with make_grader(config) as grader:
-        sampler = make_sampler(config, model, tokenizer, grader)
+        sampler = make_sampler(config, chunks, tokenizer, grader)
         done = [step for step in steps if broadcast_object((folder / f"counts_{step:06d}.json").exists())]
         log = context.metrics_log(len(steps), len(done))
         for index, step in enumerate(steps, start=1):
             path = folder / f"counts_{step:06d}.json"
             if step not in done:
-                load_model(model, checkpoint_folder(inputs["sft_checkpoints"], step))
+                load_model(chunks, checkpoint_folder(inputs["sft_checkpoints"], step))
                 found = _probe(config, sampler, records)
                 if context.is_main:
                     atomic_write_text(path, json.dumps(found))

@@ -29,10 +29,10 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     tokenizer = load_tokenizer(inputs)
     examples = encode_examples(tokenizer, read_jsonl(inputs["sft_data"]), config.data.instruction)
     data = PackedData(examples, config.sft.seq_length, config.seed)
-    model = build_run_model(config, tokenizer)
-    ddp = wrap_for_training(model)
+    chunks = build_run_model(config, tokenizer)
+    ddp = wrap_for_training(config, chunks)
     optimizer = build_optimizer(ddp, config.sft.optimizer)
-    start = load_resume_point(model, optimizer, folder / "resume")
+    start = load_resume_point(chunks, optimizer, folder / "resume")
     log = context.metrics_log(config.sft.steps, start)
     for step in range(start + 1, config.sft.steps + 1):
         began = time.monotonic()
@@ -45,8 +45,8 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         speed = result.statistics["tokens"] / (time.monotonic() - began) / config.world_size
         log.log(step, loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_second=speed)
         if step % config.sft.checkpoint_interval == 0 or step == config.sft.steps:
-            save_model(model, checkpoint_folder(folder / "checkpoints", step))
-            save_resume_point(model, optimizer, step, folder / "resume")
+            save_model(chunks, checkpoint_folder(folder / "checkpoints", step))
+            save_resume_point(chunks, optimizer, step, folder / "resume")
             context.ledger.saved()
     last = checkpoint_folder(folder / "checkpoints", config.sft.steps)
     outputs = {"sft_checkpoints": folder / "checkpoints", "model.sft_last": last, "policy": last}

@@ -16,6 +16,12 @@ pytestmark = pytest.mark.e2e
 LAYOUTS = {
     "tensor2_pipeline2": ("scale.parallel.tensor=2", "scale.parallel.pipeline=2"),
     "data2": ("scale.parallel.data=2",),
+    "tensor2_context2_sequence": (
+        "scale.parallel.tensor=2",
+        "scale.parallel.context=2",
+        "scale.parallel.sequence=true",
+        "scale.recompute=full",
+    ),
 }
 FRESH = ("samples_sft_last.jsonl", "samples_mgpo.math_16k.jsonl")  # of the models that the run trains itself
 

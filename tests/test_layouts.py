@@ -1,0 +1,124 @@
+"""Every layout of processes computes the same: a matrix of four-process layouts against one process, on gloo.
+
+The layouts differ in the order of floating-point sums only, so the tolerances are of fp32 rounding: 2e-6 of the loss,
+5e-6 of the gradient norm, 2e-5 for logits of size 10.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import REPOSITORY
+
+pytestmark = pytest.mark.e2e
+
+T, P, C, D, V, S = (
+    f"parallel.{name}" for name in ("tensor", "pipeline", "context", "data", "virtual_pipeline", "sequence")
+)
+PLAIN = {"parallel.distributed_optimizer": False}
+SELECTIVE, FULL = {"recompute": "selective"}, {"recompute": "full"}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2_pp2": {T: 2, P: 2},
+    "tp2_pp2_sp_full": {T: 2, P: 2, S: True} | FULL,
+    "tp2_pp2_sp_selective": {T: 2, P: 2, S: True} | SELECTIVE,
+    "tp2_pp2_vp2_sp": {T: 2, P: 2, V: 2, S: True},
+    "tp2_cp2": {T: 2, C: 2},
+    "tp2_cp2_sp_full_plain": {T: 2, C: 2, S: True} | FULL | PLAIN,
+    "tp2_dp2": {T: 2, D: 2},
+    "tp2_dp2_sp_selective_plain": {T: 2, D: 2, S: True} | SELECTIVE | PLAIN,
+    "pp2_cp2": {P: 2, C: 2},
+    "pp2_cp2_vp2_full": {P: 2, C: 2, V: 2} | FULL,
+    "pp2_dp2": {P: 2, D: 2},
+    "pp2_dp2_vp2_plain": {P: 2, D: 2, V: 2} | PLAIN,
+    "pp4": {P: 4},
+    "cp2_dp2": {C: 2, D: 2},
+    "cp2_dp2_selective_plain": {C: 2, D: 2} | SELECTIVE | PLAIN,
+    "cp4": {C: 4},
+    "dp4": {D: 4},
+    "dp4_full_plain": {D: 4} | FULL | PLAIN,
+}
+# A run's first two steps under one layout, its third under another; "" is one process.
+MOVES = [
+    ("", "tp2_pp2"),
+    ("", "cp2_dp2"),
+    ("tp2_dp2", ""),
+    ("pp2_dp2_vp2_plain", "dp4_full_plain"),
+    ("cp4", ""),
+    ("tp2_pp2_sp_full", "dp4"),
+    ("pp2_dp2", "tp2_dp2"),
+    ("dp4", "pp2_cp2_vp2_full"),
+]
+Found = dict[str, dict[str, Any]]
+
+
+def task(name: str, layout: str, folder: Path, first: int, last: int, load: str = "", save: str = "") -> dict[str, Any]:
+    folders = {key: str(folder / value) for key, value in (("load", load), ("save", save)) if value}
+    return {"name": name, "layout": LAYOUTS.get(layout, {}), "first": first, "last": last, **folders}
+
+
+def work(tasks: list[dict[str, Any]], processes: int, folder: Path) -> Found:
+    """What the worker found for `tasks`, run by `processes` processes."""
+    given, out = folder / "tasks.json", folder / "found.json"
+    given.write_text(json.dumps(tasks))
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    command = [sys.executable, *start, str(REPOSITORY / "tests" / "layout_worker.py"), str(given), str(out)]
+    done = subprocess.run(
+        command, env=dict(os.environ) | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(out.read_text())
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """Every layout and every move, and the reference "alone"."""
+    folder = tmp_path_factory.mktemp("layouts")
+    sources = {source for source, _ in MOVES}
+    alone = work([task("alone", "", folder, 1, 3), task("save ", "", folder, 1, 2, save="one")], 1, folder)
+    four = [task(name, name, folder, 1, 3) for name in LAYOUTS]
+    four += [task(f"save {name}", name, folder, 1, 2, save=name) for name in sorted(sources - {""})]
+    four += [task(f"{a or 'one'} -> {b}", b, folder, 3, 3, load=a or "one") for a, b in MOVES if b]
+    back = [task(f"{a} -> one", "", folder, 3, 3, load=a) for a, b in MOVES if not b]
+    return alone | work(four, 4, folder) | work(back, 1, folder)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_steps_are_the_same(found: Found, layout: str) -> None:
+    ours, alone = found[layout], found["alone"]
+    assert ours["loss"] == pytest.approx(alone["loss"], rel=2e-6)
+    assert ours["grad_norm"] == pytest.approx(alone["grad_norm"], rel=5e-6)
+    assert ours["count"] == alone["count"]
+    losses = alone["loss"]
+    assert losses[0] - losses[2] > 0.1  # so that an update that did nothing would show
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_logits_and_samples_are_the_same(found: Found, layout: str) -> None:
+    ours, alone = found[layout], found["alone"]
+    assert [x for row in ours["logits"] for x in row] == pytest.approx(
+        [x for row in alone["logits"] for x in row], abs=2e-5
+    )
+    assert ours["samples"] == alone["samples"]
+    for group, reference in zip(ours["logprobs"], alone["logprobs"], strict=True):
+        for logprobs, theirs in zip(group, reference, strict=True):
+            assert logprobs == pytest.approx(theirs, abs=2e-5)
+
+
+@pytest.mark.parametrize(("source", "target"), MOVES)
+def test_a_run_goes_on_under_another_layout(found: Found, source: str, target: str) -> None:
+    moved, alone = found[f"{source or 'one'} -> {target or 'one'}"], found["alone"]
+    assert moved["loss"] == pytest.approx(alone["loss"][2:], rel=2e-6)
+    assert moved["grad_norm"] == pytest.approx(alone["grad_norm"][2:], rel=5e-6)
+    assert moved["samples"] == alone["samples"]
+
+
+@pytest.mark.parametrize("layout", ["tp2_cp2", "pp2_cp2_vp2_full", "cp4"])
+def test_packed_samples_do_not_see_each_other(found: Found, layout: str) -> None:
+    """Changing one token of the first sample of a row changes its own logits only, under context parallelism too."""
+    inside, outside = found[layout]["contamination"]
+    assert inside > 1e-2
+    assert outside == 0.0
