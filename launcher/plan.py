@@ -23,12 +23,14 @@ def render(command: Command) -> str:
 
 
 def parameter_count(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters of a Qwen2 model with tied embeddings: biases on Q, K, V only, two RMSNorms a layer and a last one."""
+    """Parameters of a Qwen2 or Qwen3 model: two RMSNorms a layer and a last one, no biases but on Q, K, V."""
     hidden = model.hidden_size
-    key_value = hidden // model.num_attention_heads * model.num_query_groups
-    attention = 2 * hidden * hidden + 2 * hidden * key_value + hidden + 2 * key_value
+    query, key_value = (n * model.kv_channels for n in (model.num_attention_heads, model.num_query_groups))
+    attention = 2 * hidden * query + 2 * hidden * key_value
+    attention += (query + 2 * key_value) * model.qkv_bias + 2 * model.kv_channels * model.qk_norm
     layer = attention + 3 * hidden * model.ffn_hidden_size + 2 * hidden
-    return vocab_size * hidden + model.num_layers * layer + hidden
+    embeddings = (1 if model.tie_embeddings else 2) * vocab_size * hidden
+    return embeddings + model.num_layers * layer + hidden
 
 
 def _configuration(command: Command) -> str:
@@ -47,7 +49,7 @@ def _facts(config: Config, run: RunFolder) -> str:
     count = parameter_count(scale.model, config.data.vocab_size)
     processes = f"{config.world_size} process{'es' if config.world_size > 1 else ''}"
     lines = [
-        f"model       {count:,} parameters (Qwen2, tied embeddings), vocabulary {config.data.vocab_size}",
+        f"model       {count:,} parameters, vocabulary {config.data.vocab_size}",
         f"layout      {processes} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x "
         f"context {parallel.context} x data {parallel.data}, "
         f"{config.cluster.threads_per_process} thread(s) each, {scale.precision}",

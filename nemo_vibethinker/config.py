@@ -47,16 +47,27 @@ class DataConfig:
 
 @dataclass(kw_only=True)
 class ModelConfig:
-    """Qwen2 architecture: RMSNorm, SwiGLU, grouped-query attention, QKV bias, RoPE, tied embeddings."""
+    """Qwen2 (or dense Qwen3) architecture: RMSNorm, SwiGLU, grouped-query attention, RoPE."""
 
+    path: str | None = None  # Hugging Face folder or hub name whose weights and tokenizer it starts from
     num_layers: int = 4
     hidden_size: int = 128
     ffn_hidden_size: int = 384
     num_attention_heads: int = 4
     num_query_groups: int = 2
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    qkv_bias: bool = True  # Qwen2; Qwen3 has none
+    qk_norm: bool = False  # Qwen3: RMSNorm over each head's query and key
+    tie_embeddings: bool = True
+    rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 1024
     rope_theta: float = 10000.0
     init_std: float = 0.02
+
+    @property
+    def kv_channels(self) -> int:
+        """Channels of one attention head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
 @dataclass(kw_only=True)
@@ -314,8 +325,10 @@ def _check_layout(config: Config) -> None:
         )
     if parallel.sequence and parallel.tensor == 1:
         raise ValueError("scale.parallel.sequence=true shares work between tensor-parallel ranks: set tensor > 1")
-    if model.hidden_size % model.num_attention_heads or model.num_attention_heads % model.num_query_groups:
-        raise ValueError("scale.model: hidden_size must be a multiple of num_attention_heads, that of num_query_groups")
+    if not model.head_dim and model.hidden_size % model.num_attention_heads:
+        raise ValueError("scale.model: hidden_size must be a multiple of num_attention_heads, or head_dim be given")
+    if model.num_attention_heads % model.num_query_groups:
+        raise ValueError("scale.model: num_attention_heads must be a multiple of num_query_groups")
     if config.sft.first_checkpoint > config.sft.steps:
         raise ValueError(
             f"sft.first_checkpoint={config.sft.first_checkpoint} is past sft.steps={config.sft.steps}: "

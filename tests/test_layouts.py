@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import REPOSITORY
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.e2e
 
@@ -73,8 +75,37 @@ def work(tasks: list[dict[str, Any]], processes: int, folder: Path) -> Found:
     return json.loads(out.read_text())
 
 
+HF_LAYOUTS = ("tp2_pp2", "tp2_dp2", "pp2_dp2_vp2_plain", "pp4")
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def hf_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Random models as transformers writes them: Qwen2 with tied and with own output weights, and Qwen3."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+    sizes = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+    sizes |= {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.3,
+    }
+    made = {
+        "qwen2": Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=True)),
+        "qwen2_untied": Qwen2ForCausalLM(Qwen2Config(**sizes, tie_word_embeddings=False)),
+        "qwen3": Qwen3ForCausalLM(Qwen3Config(**sizes, head_dim=16, tie_word_embeddings=True)),
+    }
+    folder = tmp_path_factory.mktemp("hf")
+    for name, model in made.items():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name or "bias" in parameter_name:
+                parameter.data.add_(torch.randn_like(parameter) * 0.3)
+        model.save_pretrained(folder / name, max_shard_size="100KB")
+    return {name: folder / name for name in made}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, hf_folders: dict[str, Path]) -> Found:
     """Every layout and every move, and the reference "alone"."""
     folder = tmp_path_factory.mktemp("layouts")
     sources = {source for source, _ in MOVES}
@@ -82,6 +113,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     four = [task(name, name, folder, 1, 3) for name in LAYOUTS]
     four += [task(f"save {name}", name, folder, 1, 2, save=name) for name in sorted(sources - {""})]
     four += [task(f"{a or 'one'} -> {b}", b, folder, 3, 3, load=a or "one") for a, b in MOVES if b]
+    for name, hf in hf_folders.items():
+        for layout in HF_LAYOUTS:
+            places = {"hf": str(hf), "save": str(hf.with_name(f"{name} {layout}"))}
+            four.append(task(f"{name} {layout}", layout, folder, 0, 0) | places)
     back = [task(f"{a} -> one", "", folder, 3, 3, load=a) for a, b in MOVES if not b]
     return alone | work(four, 4, folder) | work(back, 1, folder)
 
@@ -122,3 +157,26 @@ def test_packed_samples_do_not_see_each_other(found: Found, layout: str) -> None
     inside, outside = found[layout]["contamination"]
     assert inside > 1e-2
     assert outside == 0.0
+
+
+@pytest.mark.parametrize("layout", HF_LAYOUTS)
+@pytest.mark.parametrize("name", ["qwen2", "qwen2_untied", "qwen3"])
+def test_hugging_face_weights_in_and_out(found: Found, hf_folders: dict[str, Path], name: str, layout: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    original = AutoModelForCausalLM.from_pretrained(hf_folders[name], dtype=torch.float32)
+    with torch.no_grad():
+        theirs = original(torch.arange(11)[None]).logits[0]
+    torch.testing.assert_close(torch.tensor(found[f"{name} {layout}"]["logits"]), theirs, rtol=0, atol=1e-4)
+    before, after = (
+        tensors_of(folder) for folder in (hf_folders[name], hf_folders[name].with_name(f"{name} {layout}"))
+    )
+    assert before.keys() == after.keys()
+    for tensor_name, tensor in before.items():
+        assert torch.equal(tensor, after[tensor_name]), tensor_name
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 1
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}

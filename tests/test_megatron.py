@@ -28,7 +28,7 @@ from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
 from nemo_vibethinker.megatron.optimizer import build_optimizer, cosine_lr
 from nemo_vibethinker.megatron.train_step import StepResult, forward_logits, train_step
 from nemo_vibethinker.model.hf_export import hf_logits, write_hf_folder
-from nemo_vibethinker.model.hf_weights import fuse_qkv, load_hf_weights, random_hf_tensors, split_qkv, to_hf_tensors
+from nemo_vibethinker.model.hf_weights import fuse_qkv, random_hf_tensors, split_qkv, stream_hf_tensors
 from nemo_vibethinker.model.qwen2 import build_model, first_stage_layers, wrap_for_training
 from nemo_vibethinker.stages.sft import sft_loss
 
@@ -363,7 +363,7 @@ def random_source(config: Config) -> Callable[[str], Tensor]:
 def test_split_qkv_inverts_fuse_qkv() -> None:
     parts = {"q": torch.arange(24.0).reshape(8, 3), "k": torch.arange(12.0).reshape(4, 3) + 100}
     parts["v"] = parts["k"] + 100
-    fused = fuse_qkv("p.", "weight", 2, lambda name: parts[name.split(".")[2][0]])
+    fused = fuse_qkv(list(parts.values()), 2)
     assert fused[:, 0].tolist() == [0, 3, 6, 9, 100, 103, 200, 203, 12, 15, 18, 21, 106, 109, 206, 209]
     for part, expected in zip(split_qkv(fused, heads=4, groups=2), parts.values(), strict=True):
         assert torch.equal(part, expected)
@@ -371,10 +371,10 @@ def test_split_qkv_inverts_fuse_qkv() -> None:
 
 def test_hf_round_trip_is_bit_exact(tiny_config: Config, tmp_path: Path) -> None:
     source = random_source(tiny_config)
-    model = build_model(tiny_config, VOCAB)
-    load_hf_weights(model, source)
-    checkpoint.save_model([model], tmp_path / "model")
-    found = dict(to_hf_tensors(checkpoint.load_full_tensors(tmp_path / "model"), tiny_config.scale.model))
+    checkpoint.save_model([build_model(tiny_config, VOCAB, source)], tmp_path / "model")
+    other = build_model(tiny_config, VOCAB)
+    checkpoint.load_model([other], tmp_path / "model")
+    found = dict(stream_hf_tensors([other]))
     layers = tiny_config.scale.model.num_layers
     assert len(found) == 2 + layers * 12
     for name, tensor in found.items():
@@ -383,21 +383,18 @@ def test_hf_round_trip_is_bit_exact(tiny_config: Config, tmp_path: Path) -> None
 
 @pytest.fixture
 def exported(tiny_config: Config, tmp_path: Path) -> tuple[Config, Path]:
-    """A Hugging Face folder of `random_source`'s model, by way of a Megatron checkpoint."""
+    """A Hugging Face folder of `random_source`'s model."""
     tokenizer = train_tokenizer(["one two three four"], VOCAB)
     assert len(tokenizer) == VOCAB
-    model = build_model(tiny_config, VOCAB)
-    load_hf_weights(model, random_source(tiny_config))
-    checkpoint.save_model([model], tmp_path / "model")
-    write_hf_folder(tiny_config, checkpoint.load_full_tensors(tmp_path / "model"), tokenizer, tmp_path / "hf")
+    model = build_model(tiny_config, VOCAB, random_source(tiny_config))
+    write_hf_folder(tiny_config, stream_hf_tensors([model]), tokenizer, tmp_path / "hf")
     return tiny_config, tmp_path / "hf"
 
 
 def test_logits_equal_transformers(exported: tuple[Config, Path]) -> None:
     config, folder = exported
     samples = [(tokens, 1) for tokens, _ in random_samples(3)]
-    model = build_model(config, VOCAB)
-    load_hf_weights(model, random_source(config))
+    model = build_model(config, VOCAB, random_source(config))
     with torch.no_grad():
         ours = forward_logits(model, row_of(samples))[0]
     theirs = torch.cat([hf_logits(folder, torch.tensor([tokens]))[0] for tokens, _ in samples])

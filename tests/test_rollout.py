@@ -17,11 +17,11 @@ from megatron.core.models.gpt import GPTModel
 from nemo_vibethinker.config import Config, SamplingConfig
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.tokenizer import train_tokenizer
-from nemo_vibethinker.megatron import checkpoint
 from nemo_vibethinker.megatron.logprobs import vocab_parallel_logprobs
 from nemo_vibethinker.megatron.micro_batch import pack_row
 from nemo_vibethinker.megatron.train_step import forward_logits
 from nemo_vibethinker.model.hf_export import write_hf_folder
+from nemo_vibethinker.model.hf_weights import stream_hf_tensors
 from nemo_vibethinker.model.qwen2 import build_model
 from nemo_vibethinker.reward.verdict import Verdict
 from nemo_vibethinker.rollout.megatron_engine import ROWS, MegatronEngine, Sample
@@ -233,9 +233,8 @@ def test_no_prompts_give_no_responses(engine: MegatronEngine) -> None:
 def test_greedy_equals_transformers(tiny_config: Config, model: GPTModel, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    checkpoint.save_model([model], tmp_path / "model")
     tokenizer = train_tokenizer(["one two three four"], VOCAB)
-    write_hf_folder(tiny_config, checkpoint.load_full_tensors(tmp_path / "model"), tokenizer, tmp_path / "hf")
+    write_hf_folder(tiny_config, stream_hf_tensors([model]), tokenizer, tmp_path / "hf")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     engine = MegatronEngine([model], tokenizer.eos_token_id, tokenizer.pad_token_id)
     prompts = random_prompts([3, 17, 9])

@@ -23,11 +23,6 @@ from torch import Tensor
 from nemo_vibethinker.megatron.distributed import barrier, broadcast_object, is_main
 
 logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.ERROR)
-# On disk the layers are stacked, and norms bear the names Transformer Engine's fused layers give them.
-_STORED_NORMS = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
 SPACE_MARGIN = 1.1  # a checkpoint's metadata, and what else writes meanwhile
 _OPTIMIZER_METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
 
@@ -102,19 +97,6 @@ def load_resume_point(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, 
     _set_weights(chunks, state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"]
-
-
-def load_full_tensors(folder: Path) -> dict[str, Tensor]:
-    """The unsharded weights of a checkpoint by Megatron name with global layer numbers; all ranks call it together."""
-    full: dict[str, Tensor] = {}
-    for name, tensor in dist_checkpointing.load_plain_tensors(str(folder)).items():
-        if name.startswith("decoder.layers."):
-            kind = name.removeprefix("decoder.layers.")
-            for layer, part in enumerate(tensor.unbind(0)):
-                full[f"decoder.layers.{layer}.{_STORED_NORMS.get(kind, kind)}"] = part
-        else:
-            full[name] = tensor
-    return full
 
 
 def _require_space(state: dict[str, Any], folder: Path) -> None:

@@ -1,5 +1,7 @@
-"""A Hugging Face folder from unsharded Megatron tensors, and the proof that it is the same model."""
+"""A Hugging Face folder from a stream of tensors, and its logits under transformers."""
 
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,25 +9,36 @@ import torch
 from torch import Tensor
 
 from nemo_vibethinker.config import Config
-from nemo_vibethinker.model.hf_weights import hf_config_fields, to_hf_tensors
+from nemo_vibethinker.model.hf_folder import INDEX, hf_config_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+SHARD_BYTES = 512 << 20  # of one weights file; what a writing host holds besides the model
+
 
 def write_hf_folder(
-    config: Config, full: dict[str, Tensor], tokenizer: "PreTrainedTokenizerFast", folder: Path
+    config: Config,
+    tensors: Iterable[tuple[str, Tensor]],
+    tokenizer: "PreTrainedTokenizerFast",
+    folder: Path,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write weights (safetensors), configuration, generation settings and tokenizer, for transformers and vLLM."""
-    from safetensors.torch import save_file
-    from transformers import GenerationConfig, Qwen2Config
+    """Write weights (safetensors), configuration, generation settings and tokenizer, for transformers and vLLM.
+
+    Args:
+        tensors: Hugging Face (name, full tensor) pairs; at most `shard_bytes` of them are held at a time.
+    """
+    from transformers import GenerationConfig, Qwen2Config, Qwen3Config
 
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = next(iter(full.values())).dtype
+    vocab_size, dtype = write_weights(tensors, folder, shard_bytes)
+    model = config.scale.model
     tokens: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    fields = hf_config_fields(config.scale.model, len(tokenizer))
-    hf_config = Qwen2Config(**fields, **tokens, dtype=str(dtype).removeprefix("torch."))
-    hf_config.architectures = ["Qwen2ForCausalLM"]
+    fields: dict[str, Any] = hf_config_fields(model, vocab_size) | tokens | {"dtype": str(dtype).removeprefix("torch.")}
+    hf_config = Qwen3Config(**fields) if model.qk_norm else Qwen2Config(**fields)
+    hf_config.architectures = ["Qwen3ForCausalLM" if model.qk_norm else "Qwen2ForCausalLM"]
     hf_config.save_pretrained(folder)
     sampling = config.evaluate.sampling
     GenerationConfig(
@@ -36,8 +49,48 @@ def write_hf_folder(
         **tokens,
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    tensors = {name: tensor.contiguous() for name, tensor in to_hf_tensors(full, config.scale.model)}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_weights(
+    tensors: Iterable[tuple[str, Tensor]], folder: Path, shard_bytes: int = SHARD_BYTES
+) -> tuple[int, torch.dtype]:
+    """Write safetensors files of about `shard_bytes` each, with their index where there are several.
+
+    Returns:
+        The number of rows of the embedding, and the type of the weights.
+    """
+    from safetensors.torch import save_file
+
+    files: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total, vocab_size, dtype = 0, 0, torch.float32
+
+    def flush() -> None:
+        save_file(held, folder / f"part-{len(files)}.safetensors", metadata={"format": "pt"})
+        files.append(list(held))
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and sum(t.nbytes for t in held.values()) + tensor.nbytes > shard_bytes:
+            flush()
+        held[name] = tensor.cpu().contiguous()
+        total, dtype = total + tensor.nbytes, tensor.dtype
+        vocab_size = tensor.shape[0] if name == "model.embed_tokens.weight" else vocab_size
+    flush()
+    _name_files(folder, files, total)
+    return vocab_size, dtype
+
+
+def _name_files(folder: Path, files: list[list[str]], total_bytes: int) -> None:
+    """Give the parts the names that transformers looks for, which tell how many there are."""
+    count = len(files)
+    names = [f"model-{i + 1:05}-of-{count:05}.safetensors" if count > 1 else "model.safetensors" for i in range(count)]
+    for index, name in enumerate(names):
+        (folder / f"part-{index}.safetensors").replace(folder / name)
+    if count > 1:
+        weight_map = {tensor: name for name, held in zip(names, files, strict=True) for tensor in held}
+        index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=1))
 
 
 @torch.no_grad()

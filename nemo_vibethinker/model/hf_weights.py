@@ -1,13 +1,14 @@
-"""Hugging Face Qwen2 weights <-> Megatron-Core parameters.
+"""Hugging Face Qwen2 and Qwen3 (dense) weights <-> Megatron-Core parameters.
 
 Megatron fuses what Hugging Face keeps apart: Q, K and V interleaved by query group, the MLP's gate over up. Under
-tensor parallelism each rank holds its slice of the fused form.
+tensor parallelism each rank holds its slice of the fused form. Norms have two names: a module of their own under the
+local layer spec, a part of the following linear layer under Transformer Engine's.
 """
 
 import re
 import zlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -18,37 +19,54 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
 
 TensorSource = Callable[[str], Tensor]  # Hugging Face name -> full (unsharded) tensor
+# How tensor-parallel ranks share a tensor: not at all, by rows, by columns, by query groups, or each half by rows.
+Split = Literal["whole", "rows", "columns", "groups", "halves"]
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
-_PLAIN = {
-    "input_layernorm.weight": "input_layernorm.weight",
-    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
-    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
-    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
+_IN_LAYER: dict[str, tuple[tuple[str, ...], Split]] = {
+    "input_layernorm.weight": (("input_layernorm.weight",), "whole"),
+    "self_attention.linear_qkv.layer_norm_weight": (("input_layernorm.weight",), "whole"),
+    "self_attention.linear_qkv.weight": (tuple(f"self_attn.{x}_proj.weight" for x in "qkv"), "groups"),
+    "self_attention.linear_qkv.bias": (tuple(f"self_attn.{x}_proj.bias" for x in "qkv"), "groups"),
+    "self_attention.q_layernorm.weight": (("self_attn.q_norm.weight",), "whole"),
+    "self_attention.k_layernorm.weight": (("self_attn.k_norm.weight",), "whole"),
+    "self_attention.linear_proj.weight": (("self_attn.o_proj.weight",), "columns"),
+    "pre_mlp_layernorm.weight": (("post_attention_layernorm.weight",), "whole"),
+    "mlp.linear_fc1.layer_norm_weight": (("post_attention_layernorm.weight",), "whole"),
+    "mlp.linear_fc1.weight": (("mlp.gate_proj.weight", "mlp.up_proj.weight"), "halves"),
+    "mlp.linear_fc2.weight": (("mlp.down_proj.weight",), "columns"),
 }
-_OUTER = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "output_layer.weight": "model.embed_tokens.weight",  # tied; held by the last pipeline stage
-    "decoder.final_layernorm.weight": "model.norm.weight",
+_OUTER: dict[str, tuple[tuple[str, ...], Split]] = {
+    "embedding.word_embeddings.weight": (("model.embed_tokens.weight",), "rows"),
+    "decoder.final_layernorm.weight": (("model.norm.weight",), "whole"),
+    "output_layer.weight": (("lm_head.weight",), "rows"),
 }
-_ROW_PARALLEL = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 
 
-def hf_config_fields(model: ModelConfig, vocab_size: int) -> dict[str, Any]:
-    """The fields of transformers' `Qwen2Config` for this architecture."""
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_hidden_size,
-        "num_hidden_layers": model.num_layers,
-        "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.num_query_groups,
-        "max_position_embeddings": model.max_position_embeddings,
-        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-        "rms_norm_eps": 1e-6,
-        "tie_word_embeddings": True,
-        "hidden_act": "silu",
+def hf_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the Hugging Face model; tied output weights are not stored."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    heads, groups = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (heads, hidden),
+        "self_attn.k_proj.weight": (groups, hidden),
+        "self_attn.v_proj.weight": (groups, hidden),
+        "self_attn.o_proj.weight": (hidden, heads),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (ffn, hidden),
+        "mlp.up_proj.weight": (ffn, hidden),
+        "mlp.down_proj.weight": (hidden, ffn),
     }
+    if model.qkv_bias:
+        layer |= {f"self_attn.{x}_proj.bias": (heads if x == "q" else groups,) for x in "qkv"}
+    if model.qk_norm:
+        layer |= {f"self_attn.{x}_norm.weight": (model.kv_channels,) for x in "qk"}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, hidden)}
+    for index in range(model.num_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    output = {} if model.tie_embeddings else {"lm_head.weight": (vocab_size, hidden)}
+    return shapes | {"model.norm.weight": (hidden,)} | output
 
 
 def random_hf_tensors(config: Config, vocab_size: int) -> TensorSource:
@@ -57,38 +75,23 @@ def random_hf_tensors(config: Config, vocab_size: int) -> TensorSource:
     Each tensor has its own generator, seeded by `config.seed` and its name, so every layout builds the same model.
     """
     model = config.scale.model
-    head_dim = model.hidden_size // model.num_attention_heads
-    heads, groups = model.num_attention_heads * head_dim, model.num_query_groups * head_dim
-    shapes = {
-        "embed_tokens.weight": (vocab_size, model.hidden_size),
-        "q_proj.weight": (heads, model.hidden_size),
-        "k_proj.weight": (groups, model.hidden_size),
-        "v_proj.weight": (groups, model.hidden_size),
-        "q_proj.bias": (heads,),
-        "k_proj.bias": (groups,),
-        "v_proj.bias": (groups,),
-        "o_proj.weight": (model.hidden_size, heads),
-        "gate_proj.weight": (model.ffn_hidden_size, model.hidden_size),
-        "up_proj.weight": (model.ffn_hidden_size, model.hidden_size),
-        "down_proj.weight": (model.hidden_size, model.ffn_hidden_size),
-    }
+    shapes = hf_shapes(model, vocab_size)
 
     def tensor(name: str) -> Tensor:
-        kind = ".".join(name.split(".")[-2:])
-        if kind.endswith("norm.weight"):
-            return torch.ones(model.hidden_size)
-        if kind.endswith(".bias"):
-            return torch.zeros(shapes[kind])
-        scale = (2 * model.num_layers) ** -0.5 if kind in ("o_proj.weight", "down_proj.weight") else 1.0
+        if name.endswith("norm.weight"):
+            return torch.ones(shapes[name])
+        if name.endswith(".bias"):
+            return torch.zeros(shapes[name])
+        scale = (2 * model.num_layers) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
         generator = torch.Generator().manual_seed(zlib.crc32(f"{config.seed}/{name}".encode()))
-        return torch.randn(shapes[kind], generator=generator) * (model.init_std * scale)
+        return torch.randn(shapes[name], generator=generator) * (model.init_std * scale)
 
     return tensor
 
 
 @torch.no_grad()
 def load_hf_weights(model: "GPTModel", source: TensorSource) -> None:
-    """Fill this rank's parameters from full Hugging Face tensors."""
+    """Fill this rank's parameters from full Hugging Face tensors, one parameter after the other."""
     from megatron.core import parallel_state
     from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
@@ -98,27 +101,51 @@ def load_hf_weights(model: "GPTModel", source: TensorSource) -> None:
     groups = model.config.num_query_groups
     assert groups is not None
     for name, parameter in model.named_parameters():
-        parameter.copy_(_local_slice(name, offset, groups, source, rank, size))
+        names, split = hf_names(name, offset, tied=model.share_embeddings_and_output_weights)
+        parameter.copy_(local_part([source(n) for n in names], split, groups, rank, size))
 
 
-def _local_slice(name: str, offset: int, groups: int, source: TensorSource, rank: int, size: int) -> Tensor:
+def hf_names(name: str, layer_offset: int, *, tied: bool) -> tuple[tuple[str, ...], Split]:
+    """The Hugging Face tensors that make up a Megatron parameter, and how its ranks share it.
+
+    Args:
+        layer_offset: global number of the chunk's first layer.
+        tied: whether the output layer is the embedding, of which the last pipeline stage holds a copy.
+    """
     match = _LAYER.fullmatch(name)
     if match is None:
-        full = source(_OUTER[name])
-        return full if "layernorm" in name else full.chunk(size)[rank]
-    prefix, kind = f"model.layers.{int(match[1]) + offset}.", match[2]
-    if kind == "mlp.linear_fc1.weight":
-        halves = (source(f"{prefix}mlp.{half}_proj.weight").chunk(size)[rank] for half in ("gate", "up"))
-        return torch.cat(tuple(halves))
-    if kind.startswith("self_attention.linear_qkv."):
-        return fuse_qkv(prefix, kind.rsplit(".", 1)[1], groups, source).chunk(size)[rank]
-    full = source(prefix + _PLAIN[kind])
-    return full.chunk(size, dim=1)[rank] if kind in _ROW_PARALLEL else full
+        return _OUTER["embedding.word_embeddings.weight" if tied and name == "output_layer.weight" else name]
+    names, split = _IN_LAYER[match[2]]
+    prefix = f"model.layers.{int(match[1]) + layer_offset}."
+    return tuple(prefix + n for n in names), split
 
 
-def fuse_qkv(prefix: str, leaf: str, groups: int, source: TensorSource) -> Tensor:
-    """[Q of group 0, K of group 0, V of group 0, Q of group 1, ...] along the first dimension."""
-    parts = [source(f"{prefix}self_attn.{x}_proj.{leaf}") for x in "qkv"]
+def local_part(parts: Sequence[Tensor], split: Split, groups: int, rank: int, size: int) -> Tensor:
+    """Tensor-parallel rank `rank`'s part of the parameter that the full tensors `parts` make up."""
+    if split == "groups":
+        return fuse_qkv(parts, groups).chunk(size)[rank]
+    if split == "columns":
+        return parts[0].chunk(size, dim=1)[rank]
+    if split == "whole":
+        return parts[0]
+    return torch.cat([part.chunk(size)[rank] for part in parts])
+
+
+def full_parts(shards: Sequence[Tensor], split: Split, heads: int, groups: int) -> list[Tensor]:
+    """The inverse of `local_part`: full tensors from the parts of all tensor-parallel ranks, in their order."""
+    if split == "whole":
+        return [shards[0]]
+    if split == "columns":
+        return [torch.cat(list(shards), dim=1)]
+    if split == "rows":
+        return [torch.cat(list(shards))]
+    if split == "groups":
+        return list(split_qkv(torch.cat(list(shards)), heads, groups))
+    return [torch.cat(half) for half in zip(*(shard.chunk(2) for shard in shards), strict=True)]
+
+
+def fuse_qkv(parts: Sequence[Tensor], groups: int) -> Tensor:
+    """[Q of group 0, K of group 0, V of group 0, Q of group 1, ...] along the first dimension, from (Q, K, V)."""
     return torch.cat([p.reshape(groups, -1, *p.shape[1:]) for p in parts], dim=1).flatten(0, 1)
 
 
@@ -132,26 +159,49 @@ def split_qkv(fused: Tensor, heads: int, groups: int) -> tuple[Tensor, Tensor, T
     return q, k, v
 
 
-def to_hf_tensors(full: dict[str, Tensor], model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Hugging Face (name, tensor) pairs from unsharded Megatron tensors, layer by layer.
+@torch.no_grad()
+def stream_hf_tensors(chunks: Sequence["GPTModel"]) -> Iterator[tuple[str, Tensor]]:
+    """Hugging Face (name, full tensor) pairs of the live model, one after the other, on every rank.
 
-    Args:
-        full: Megatron names with global layer numbers -> full tensors.
+    All ranks of a replica iterate together: each parameter is gathered over its tensor-parallel ranks and told to the
+    other pipeline stages, so a host holds one parameter more than its own part of the model.
     """
-    for name, tensor in full.items():
-        match = _LAYER.fullmatch(name)
-        if match is None:
-            if name != "output_layer.weight":  # tied
-                yield _OUTER[name], tensor
-            continue
-        prefix, kind = f"model.layers.{match[1]}.", match[2]
-        if kind == "mlp.linear_fc1.weight":
-            gate, up = tensor.chunk(2)
-            yield f"{prefix}mlp.gate_proj.weight", gate.contiguous()
-            yield f"{prefix}mlp.up_proj.weight", up.contiguous()
-        elif kind.startswith("self_attention.linear_qkv."):
-            parts = split_qkv(tensor, model.num_attention_heads, model.num_query_groups)
-            for letter, part in zip("qkv", parts, strict=True):
-                yield f"{prefix}self_attn.{letter}_proj.{kind.rsplit('.', 1)[1]}", part
-        else:
-            yield prefix + _PLAIN[kind], tensor
+    from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+    from nemo_vibethinker.megatron.distributed import pipeline_parallel_group, tensor_parallel_group
+
+    config, tied = chunks[0].config, chunks[0].share_embeddings_and_output_weights
+    mine: dict[tuple[str, ...], tuple[Split, Tensor]] = {}
+    for chunk in chunks:
+        offset = get_transformer_layer_offset(chunk.config, chunk.vp_stage)
+        for name, parameter in chunk.named_parameters():
+            if not (tied and name == "output_layer.weight"):
+                names, split = hf_names(name, offset, tied=tied)
+                mine[names] = (split, parameter)
+    pipeline, tensor_group = pipeline_parallel_group(), tensor_parallel_group()
+    listings: list[dict[tuple[str, ...], tuple[Split, torch.Size]]] = [{} for _ in range(pipeline.size())]
+    torch.distributed.all_gather_object(listings, {n: (s, p.shape) for n, (s, p) in mine.items()}, group=pipeline)
+    sources = torch.distributed.get_process_group_ranks(pipeline)
+    device = next(chunks[0].parameters()).device
+    for stage, names in _in_order(listings):
+        split, shape = listings[stage][names]
+        shards = torch.empty(tensor_group.size(), *shape, dtype=config.params_dtype, device=device)
+        if names in mine:
+            parameter = mine[names][1].detach().contiguous()
+            torch.distributed.all_gather(list(shards), parameter, group=tensor_group)
+        if pipeline.size() > 1:
+            torch.distributed.broadcast(shards, src=sources[stage], group=pipeline)
+        assert config.num_query_groups is not None
+        full = full_parts(list(shards), split, config.num_attention_heads, config.num_query_groups)
+        yield from zip(names, full, strict=True)
+
+
+def _in_order(listings: Sequence[dict[tuple[str, ...], tuple[Split, torch.Size]]]) -> list[tuple[int, tuple[str, ...]]]:
+    """(pipeline stage, names) of every parameter: embedding, layers by number, the rest."""
+
+    def key(entry: tuple[int, tuple[str, ...]]) -> tuple[int, int]:
+        first = entry[1][0]
+        match = re.match(r"model\.layers\.(\d+)\.", first)
+        return (1, int(match[1])) if match else (0 if "embed" in first else 2, 0)
+
+    return sorted(((stage, names) for stage, listing in enumerate(listings) for names in listing), key=key)

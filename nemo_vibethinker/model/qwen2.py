@@ -1,4 +1,4 @@
-"""Qwen2 as Megatron-Core's `GPTModel`, with the local layer spec."""
+"""Qwen2 and dense Qwen3 as Megatron-Core's `GPTModel`, with the local layer spec."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +14,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.model.attention import CachingSelfAttention, RMSNorm, SdpaCoreAttention
-from nemo_vibethinker.model.hf_weights import load_hf_weights, random_hf_tensors
+from nemo_vibethinker.model.hf_weights import TensorSource, load_hf_weights, random_hf_tensors
 
-RMS_NORM_EPS = 1e-6
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]},
@@ -35,15 +34,19 @@ def transformer_config(config: Config) -> TransformerConfig:
         ffn_hidden_size=model.ffn_hidden_size,
         num_attention_heads=model.num_attention_heads,
         num_query_groups=model.num_query_groups,
+        kv_channels=model.kv_channels,
+        qk_layernorm=model.qk_norm,
         normalization="RMSNorm",
-        layernorm_epsilon=RMS_NORM_EPS,
+        layernorm_epsilon=model.rms_norm_eps,
         gated_linear_unit=True,
         activation_func=torch.nn.functional.silu,
         add_bias_linear=False,
-        add_qkv_bias=True,
+        add_qkv_bias=model.qkv_bias,
         attention_dropout=0.0,
         hidden_dropout=0.0,
-        init_method_std=model.init_std,
+        init_method=_leave,  # weights are filled by `load_hf_weights`, the same for every layout
+        output_layer_init_method=_leave,
+        embedding_init_method=_leave,
         # layout and precision
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -62,7 +65,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         batch_p2p_comm=parallel.virtual_pipeline == 1,
         calculate_per_token_loss=True,  # losses are sums; Megatron divides by the count over all ranks
         finalize_model_grads_func=finalize_model_grads,
-        use_cpu_initialization=True,  # the same weights for every layout
+        use_cpu_initialization=True,
         # kernels
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
@@ -74,6 +77,10 @@ def transformer_config(config: Config) -> TransformerConfig:
     )
 
 
+def _leave(tensor: torch.Tensor) -> None:
+    """No initialisation. Not `perform_initialization=False`, which also leaves out the marks of tensor parallelism."""
+
+
 def first_stage_layers(num_layers: int, stages: int) -> int | None:
     """Layers of the first pipeline stage, which takes the remainder; None where they divide evenly."""
     return None if num_layers % stages == 0 else num_layers - (num_layers // stages) * (stages - 1)
@@ -81,28 +88,34 @@ def first_stage_layers(num_layers: int, stages: int) -> int | None:
 
 def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     """The layers of one chunk by the local (torch only) spec, with our core attention and RMSNorm."""
-    layer: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm")
+    layer: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     submodules: Any = layer.submodules
     submodules.input_layernorm = RMSNorm
     submodules.pre_mlp_layernorm = RMSNorm
     submodules.self_attention.module = CachingSelfAttention
     submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+    if config.qk_layernorm:
+        submodules.self_attention.submodules.q_layernorm = RMSNorm
+        submodules.self_attention.submodules.k_layernorm = RMSNorm
     norm: Any = RMSNorm  # a class where Megatron's annotation says a spec
     return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), norm)
 
 
-def build_chunks(config: Config, vocab_size: int) -> list[GPTModel]:
-    """This rank's part of the model: one chunk, or several under the interleaved pipeline schedule."""
-    return [build_model(config, vocab_size, vp_stage) for vp_stage in range(config.scale.parallel.virtual_pipeline)]
+def build_chunks(config: Config, vocab_size: int, weights: TensorSource | None = None) -> list[GPTModel]:
+    """This rank's part of the model: one chunk, or several under the interleaved pipeline schedule.
+
+    Arguments and errors as `build_model`.
+    """
+    stages = range(config.scale.parallel.virtual_pipeline)
+    return [build_model(config, vocab_size, weights, vp_stage) for vp_stage in stages]
 
 
-def build_model(config: Config, vocab_size: int, vp_stage: int = 0) -> GPTModel:
-    """One chunk of this rank's part of the model, freshly initialised from `config.seed`.
-
-    The weights are the same for every layout.
+def build_model(config: Config, vocab_size: int, weights: TensorSource | None = None, vp_stage: int = 0) -> GPTModel:
+    """One chunk of this rank's part of the model; the same model for every layout.
 
     Args:
         vocab_size: size of the (padded) vocabulary; divisible by the tensor-parallel size.
+        weights: full tensors by Hugging Face name; None: freshly initialised from `config.seed`.
         vp_stage: which chunk.
 
     Raises:
@@ -122,11 +135,11 @@ def build_model(config: Config, vocab_size: int, vp_stage: int = 0) -> GPTModel:
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage),
         position_embedding_type="rope",
         rotary_base=int(config.scale.model.rope_theta),
-        share_embeddings_and_output_weights=True,
+        share_embeddings_and_output_weights=config.scale.model.tie_embeddings,
         vp_stage=stage,
     )
     model.cuda()  # nothing on a CPU
-    load_hf_weights(model, random_hf_tensors(config, vocab_size))
+    load_hf_weights(model, weights or random_hf_tensors(config, vocab_size))
     return model
 
 

@@ -1,5 +1,6 @@
 """Export: the final policy as a Hugging Face folder, proven equal to the Megatron model."""
 
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch.distributed import ProcessGroup
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.records import read_jsonl
 from nemo_vibethinker.data.tokenizer import encode_prompts
-from nemo_vibethinker.megatron.checkpoint import load_full_tensors, load_model
+from nemo_vibethinker.megatron.checkpoint import load_model
 from nemo_vibethinker.megatron.distributed import (
     barrier,
     broadcast_object,
@@ -21,6 +22,7 @@ from nemo_vibethinker.megatron.distributed import (
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, context_positions, pack_row
 from nemo_vibethinker.megatron.train_step import run_forward_backward
 from nemo_vibethinker.model.hf_export import hf_logits, write_hf_folder
+from nemo_vibethinker.model.hf_weights import stream_hf_tensors
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
 
@@ -39,14 +41,16 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     record = read_jsonl(inputs["evaluation_data"])[0]
     tokens = encode_prompts(tokenizer, [record.prompt], config.data.instruction)[0]
     logits_TV = megatron_logits(chunks, tokens)
-    full = load_full_tensors(inputs["policy"])
+    tensors = stream_hf_tensors(chunks)
     difference = 0.0
     if context.is_main:
-        write_hf_folder(config, full, tokenizer, folder / "hf")
+        write_hf_folder(config, tensors, tokenizer, folder / "hf")
         theirs = hf_logits(folder / "hf", torch.tensor([tokens]))[0]
         assert logits_TV is not None
         difference = float((theirs - logits_TV).abs().max() / theirs.abs().max().clamp(min=1))
         context.say(f"{folder / 'hf'}: largest logit difference to Megatron {difference:.1e}")
+    else:
+        deque(tensors, maxlen=0)  # every rank takes part in gathering them
     difference = broadcast_object(difference)
     if not difference <= TOLERANCE[config.scale.precision]:  # not a number is a difference too
         raise RuntimeError(f"the exported model's logits differ from Megatron's by {difference:.1e}")
