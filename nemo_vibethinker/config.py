@@ -193,8 +193,11 @@ class RewardConfig:
     """Graders. An ungraded response is never a zero: it is left out, counted, and stops the run past the limit."""
 
     math_deadline_s: float = 2.0
-    code_wall_s: float = 5.0
-    code_memory_mb: int = 256
+    code_wall_s: float = 5.0  # of one run: all calls and assertions, or one standard input
+    code_memory_mb: int = 256  # of all processes of a program together
+    sandbox: str = (
+        "auto"  # auto | bubblewrap | landlock | none (none: no isolation, model-written code does as it likes)
+    )
     workers: int = 2  # sandboxes at a time in the whole run
     max_ungraded_share: float = 0.02
 
@@ -394,6 +397,7 @@ def _check_numbers(config: Config) -> None:
 _CHOICES = {
     "precision": ("fp32", "bf16"),
     "recompute": ("none", "selective", "full"),
+    "sandbox": ("auto", "bubblewrap", "landlock", "none"),
     "std": ("population", "sample", "none"),
     "normalisation": ("sequence_mean", "token_mean", "dr_grpo"),
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_vibethinker.reward import _mounts
 from nemo_vibethinker.reward import sandbox as module
 from nemo_vibethinker.reward.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 
@@ -138,14 +139,14 @@ def test_runs_from_many_threads(sandbox: Sandbox) -> None:
 
 
 def test_a_sandbox_that_does_not_start_is_an_error(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_interpreter", lambda: "/bin/false")
+    monkeypatch.setattr(_mounts, "interpreter", lambda: "/bin/false")
     with pytest.raises(SandboxError, match="did not start"):
         sandbox.run("print(1)", limits=LIMITS)
 
 
 def test_without_any_sandbox_the_error_names_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    monkeypatch.setattr(module, "SECCOMP_SUPPORTED", False)
+    monkeypatch.setattr(module._seccomp, "SUPPORTED", False)
     with pytest.raises(SandboxError, match=r"apt-get install bubblewrap.*bwrap is not installed.*x86-64"):
         find_sandbox.__wrapped__()
 

@@ -1,34 +1,46 @@
 """Grading programs by their tests, inside a sandbox.
 
-The tests are evaluated in a trusted process of the sandbox; the program runs in a child of it that only answers calls
-with values (see `_harness`). Guarded: ending the process early, printed text, `__eq__` that is always true, replaced
+The tests (see `data.code_tests`) are evaluated in a trusted process of the sandbox; the program runs in children of it
+that only answer calls with values, or read standard input and print (see `_harness`; `_compare` says when a value or an
+output is the expected one). Guarded: ending the process early, printed text, `__eq__` that is always true, replaced
 builtins or standard modules, raising at the end, reading the tests or expected values, writing to the channel of the
-verdict. Not guarded: a program that returns right values for the tested arguments by other means than computing them
-(a table of memorised answers), and comparisons that a test itself leaves to the program, such as two objects of a
-class that the program defines. Where x86-64's seccomp filter is missing, a program could also trace its parent.
+verdict, signals to the trusted processes. Not guarded: a program that returns right values for the tested arguments by
+other means than computing them (a table of memorised answers), and comparisons that a test itself leaves to the
+program, such as two objects of a class that the program defines. Where x86-64's seccomp filter is missing, a program
+could also trace its parent.
 
-Command line: `python -m nemo_vibethinker.reward.code --cases FILE.jsonl --out VERDICTS.jsonl` with rows of
-`{id, program, tests}` or `{id, completion, tests}`.
+A program is wrong if it fails a test, raises, exits with another code than 0, or needs more than a limit allows; what
+the sandbox or a test itself does wrong leaves it ungraded.
+
+Command line: `python -m nemo_vibethinker.reward.code --cases FILE.jsonl --out VERDICTS.jsonl`.
 """
 
-import ast
-import builtins
-import marshal
+import argparse
+import codecs
 import math
+import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import get_args
 
-from nemo_vibethinker.reward._cases import Case, grade_file
-from nemo_vibethinker.reward.sandbox import Execution, Limits, Sandbox, SandboxError, find_sandbox, trusted_code
+from nemo_vibethinker.data.code_tests import Test, parse_tests
+from nemo_vibethinker.reward._cases import Case, read_cases, write_verdicts
+from nemo_vibethinker.reward._payload import Task, chunk, settings
+from nemo_vibethinker.reward.sandbox import Execution, Limits, Sandbox, SandboxChoice, SandboxError, find_sandbox
 from nemo_vibethinker.reward.verdict import Verdict
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
 _BATCH = 16  # programs in one start of the sandbox
+_SLICE = 256  # programs between two lines of progress
 _START_S = 10.0  # seconds for the sandbox to start on a busy machine
+_TRUSTED_PROCESSES = 3  # warden, harness, examiner
+_TRUSTED_MB = 32  # their memory, which the limit of all processes together also counts
 _PYTHON = {"python", "python3", "py"}
+_HARNESS = ("_wire", "_compare", "_examiner", "_candidate", "_runs", "_harness")
 
 
 def extract_program(completion: str) -> str | None:
@@ -39,10 +51,10 @@ def extract_program(completion: str) -> str | None:
 
 
 class CodeVerifier:
-    """Grades programs against test snippets such as `assert f(2) == 8`; thread-safe.
+    """Grades programs by tests in the canonical forms of `data.code_tests`; thread-safe.
 
-    `workers` programs run at a time, each under `limits`. A bubblewrap sandbox, whose pid namespace lets all processes
-    of a program be killed, serves up to sixteen programs one after the other; a landlock sandbox serves one.
+    `workers` programs run at a time, each under `limits`, of which `wall_s` is for one run: with all its calls and
+    assertions, or with one standard input. A sandbox serves up to sixteen programs one after the other.
     """
 
     def __init__(self, sandbox: Sandbox | None = None, limits: Limits | None = None, workers: int = 2) -> None:
@@ -52,65 +64,89 @@ class CodeVerifier:
         self._limits = limits or Limits()
         self._workers = workers
 
-    def grade(self, tests: Sequence[str], completion: str) -> Verdict:
+    def grade(self, tests: Sequence[Test], completion: str) -> Verdict:
         """The verdict on the program in the fenced block of `completion`; no block is wrong."""
         return self.grade_program(tests, extract_program(completion))
 
-    def grade_program(self, tests: Sequence[str], program: str | None) -> Verdict:
-        """The verdict on `program`: right if every snippet runs without an exception, in order and in one namespace."""
+    def grade_program(self, tests: Sequence[Test], program: str | None) -> Verdict:
+        """The verdict on `program`: right if it passes every test; assertions run in order and in one namespace."""
         return self.grade_programs([(tests, program)])[0]
 
-    def grade_many(self, items: Sequence[tuple[Sequence[str], str]]) -> list[Verdict]:
+    def grade_many(self, items: Sequence[tuple[Sequence[Test], str]]) -> list[Verdict]:
         """Verdicts on (tests, completion) pairs in their order; equal programs under equal tests run once."""
         return self.grade_programs([(tests, extract_program(completion)) for tests, completion in items])
 
-    def grade_programs(self, items: Sequence[tuple[Sequence[str], str | None]]) -> list[Verdict]:
+    def grade_programs(self, items: Sequence[tuple[Sequence[Test], str | None]]) -> list[Verdict]:
         """Verdicts on (tests, program) pairs in their order; None for a program is wrong."""
-        keys = [(tuple(tests), program) for tests, program in items]
-        verdicts = {key: _without_running(*key) for key in keys}
-        distinct = [_Task(*key) for key, verdict in verdicts.items() if not verdict]
-        size = min(_BATCH, math.ceil(len(distinct) / self._workers)) if self._sandbox.kind == "bubblewrap" else 1
-        batches = [distinct[start : start + size] for start in range(0, len(distinct), max(1, size))]
-        with ThreadPoolExecutor(self._workers) as pool:
-            for batch, graded in zip(batches, pool.map(self._grade_batch, batches), strict=True):
-                verdicts |= {(task.tests, task.program): verdict for task, verdict in zip(batch, graded, strict=True)}
-        return [verdict for key in keys if (verdict := verdicts[key])]
+        keys = [(repr(tuple(tests)), program) for tests, program in items]
+        pending: dict[tuple[str, str | None], Task] = {}
+        verdicts: dict[tuple[str, str | None], Verdict] = {}
+        for key, (tests, program) in dict(zip(keys, items, strict=True)).items():
+            try:
+                if program is None:
+                    verdicts[key] = Verdict("wrong", "no code block")
+                else:
+                    pending[key] = Task.of(tests, program)
+            except ValueError as error:
+                verdicts[key] = Verdict("ungraded", str(error))
+        verdicts |= dict(zip(pending, self._grade_tasks(list(pending.values())), strict=True))
+        return [verdicts[key] for key in keys]
 
-    def _grade_batch(self, batch: list["_Task"]) -> list[Verdict]:
-        """Grade in one sandbox; what that leaves without verdict is graded again, each in a sandbox of its own."""
+    def _grade_tasks(self, tasks: list[Task]) -> list[Verdict]:
+        size = max(1, min(_BATCH, math.ceil(len(tasks) / self._workers)))
+        batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        with ThreadPoolExecutor(self._workers) as pool:
+            return [verdict for graded in pool.map(self._grade_batch, batches) for verdict in graded]
+
+    def _grade_batch(self, batch: list[Task]) -> list[Verdict]:
+        """Grade in one sandbox; the first left without verdict is graded apart, what follows it in another batch."""
+        verdicts: list[Verdict] = []
+        while len(verdicts) < len(batch):
+            rest = batch[len(verdicts) :]
+            verdicts += self._grade_together(rest)
+            if len(verdicts) < len(batch):
+                verdicts += self._grade_together(batch[len(verdicts) : len(verdicts) + 1])
+        return verdicts
+
+    def _grade_together(self, batch: list[Task]) -> list[Verdict]:
+        """Verdicts on the first ones of `batch`; on the only one, always."""
         try:
-            run = self._sandbox.run(
-                trusted_code("_harness"), stdin=_payload(batch, self._limits), limits=self._for(batch)
-            )
+            run = self._sandbox.run_trusted(_HARNESS, stdin=self._payload(batch), limits=self._for(batch))
         except SandboxError as error:
             return [Verdict("ungraded", str(error))] * len(batch)
-        verdicts = [_verdict(line) for line in run.stdout.splitlines()]
-        if len(batch) > 1:
-            return verdicts + [self._grade_batch([task])[0] for task in batch[len(verdicts) :]]
-        return verdicts or [_without_verdict(run)]
+        verdicts = _verdicts(run.stdout)
+        return verdicts or ([_without_verdict(run)] if len(batch) == 1 else [])
 
-    def _for(self, batch: list["_Task"]) -> Limits:
+    def _payload(self, batch: list[Task]) -> bytes:
+        head = settings(
+            deadlines_s=[self._limits.wall_s * task.runs for task in batch],
+            wall_s=self._limits.wall_s,
+            output_bytes=self._limits.output_kb << 10,
+            program_filter=self._sandbox.program_filter,
+            own_namespace=self._sandbox.kind == "bubblewrap",
+        )
+        return head + b"".join(chunk(task.encoded()) for task in batch)
+
+    def _for(self, batch: list[Task]) -> Limits:
         """The limits with room for the trusted processes, which enforce the time of each program."""
-        wall_s = self._limits.wall_s * len(batch) + _START_S
-        return replace(self._limits, wall_s=wall_s, processes=self._limits.processes + 2)
+        return replace(
+            self._limits,
+            wall_s=self._limits.wall_s * sum(task.runs for task in batch) + _START_S,
+            processes=self._limits.processes + _TRUSTED_PROCESSES,
+            memory_mb=self._limits.memory_mb + _TRUSTED_MB,
+            output_kb=max(64, self._limits.output_kb),
+        )
 
 
-@dataclass(frozen=True)
-class _Task:
-    tests: tuple[str, ...]
-    program: str | None
-
-
-def _without_running(tests: tuple[str, ...], program: str | None) -> Verdict | None:
-    if program is None:
-        return Verdict("wrong", "no code block")
-    if not tests:
-        return Verdict("ungraded", "no tests")
-    try:
-        compile("\n".join(tests), "tests", "exec")
-    except (SyntaxError, ValueError) as error:
-        return Verdict("ungraded", f"a test does not compile: {error}")
-    return None
+def _verdicts(stdout: str) -> list[Verdict]:
+    """Verdicts of the harness's lines, as far as they are complete and in order; the first line on a program counts."""
+    verdicts: list[Verdict] = []
+    for line in stdout.split("\n")[:-1]:
+        number, kind, reason = line.split("\t")
+        assert kind in ("right", "wrong", "ungraded")
+        if int(number) == len(verdicts):
+            verdicts.append(Verdict(kind, codecs.decode(reason, "unicode_escape")))
+    return verdicts
 
 
 def _without_verdict(run: Execution) -> Verdict:
@@ -120,51 +156,80 @@ def _without_verdict(run: Execution) -> Verdict:
     return Verdict("ungraded", f"the harness failed: {run.reason} {run.stderr[-200:]}")
 
 
-def _verdict(line: str) -> Verdict:
-    kind, _, reason = line.partition("\t")
-    assert kind in ("right", "wrong", "ungraded")
-    return Verdict(kind, reason)
-
-
-def _payload(batch: list[_Task], limits: Limits) -> bytes:
-    programs = [(task.program or "").encode("utf-8", "surrogatepass") for task in batch]
-    tests = [marshal.dumps((list(task.tests), *_names_wanted(task.tests))) for task in batch]
-    parts = list(zip(programs, tests, strict=True))
-    head = marshal.dumps(([(len(program), len(test)) for program, test in parts], limits.wall_s))
-    return b"%020d" % len(head) + head + b"".join(program + test for program, test in parts)
-
-
-def _names_wanted(tests: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names that the tests take from the program, and standard modules they use without importing them.
-
-    Builtins and standard modules of the tests are the trusted process's own: a program's `all` or `math` must not
-    decide. Only if the tests call nothing but builtins may the program have redefined one: the function under test.
-    """
-    nodes = [node for test in tests for node in ast.walk(ast.parse(test))]
-    stored = {node.id for node in nodes if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load)}
-    used = {node.id for node in nodes if isinstance(node, ast.Name)}
-    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
-    bases = {node.value.id for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
-    trusted = {name for name in used if hasattr(builtins, name)}
-    if called <= trusted:
-        trusted -= called
-    modules = (bases & sys.stdlib_module_names) - called - stored
-    return sorted(used - trusted - modules), sorted(modules)
-
-
 def _check(case: Case) -> str:
-    tests, text = case.get("tests"), case.get("program", case.get("completion"))
-    if not isinstance(tests, list) or not all(isinstance(test, str) for test in tests):
-        return "'tests' must be a list of strings"
-    return "" if isinstance(text, str) else "needs 'program' or 'completion', a string"
-
-
-def _grade_cases(cases: list[Case]) -> list[Verdict]:
-    programs = [case["program"] if "program" in case else extract_program(case["completion"]) for case in cases]
-    return CodeVerifier().grade_programs(
-        [(case["tests"], program) for case, program in zip(cases, programs, strict=True)]
+    try:
+        if not parse_tests(case.get("tests"), entry_point=case.get("entry_point", "")):
+            return "'tests' are missing or empty"
+    except ValueError as error:
+        return f"'tests': {error}"
+    return (
+        "" if isinstance(case.get("program", case.get("completion")), str) else "needs 'program' or 'completion', text"
     )
 
 
+def _program(case: Case) -> str | None:
+    return case["program"] if "program" in case else extract_program(case["completion"])
+
+
+def _tests(case: Case) -> tuple[Test, ...]:
+    return parse_tests(case["tests"], entry_point=case.get("entry_point", ""))
+
+
+def _grade_cases(cases: list[Case], verifier: CodeVerifier) -> list[Verdict]:
+    """Slice by slice, telling how far it is."""
+    verdicts: list[Verdict] = []
+    start = told = time.monotonic()
+    for at in range(0, len(cases), _SLICE):
+        verdicts += verifier.grade_programs([(_tests(case), _program(case)) for case in cases[at : at + _SLICE]])
+        now = time.monotonic()
+        if now - told >= 1:
+            rate, told = len(verdicts) / (now - start), now
+            left = (len(cases) - len(verdicts)) / rate
+            print(f"{len(verdicts)}/{len(cases)} programs | {rate:.0f}/s | eta {left:.0f} s", file=sys.stderr)
+    return verdicts
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nemo_vibethinker.reward.code",
+        description="Grade programs by their tests: a verdict (right, wrong, ungraded) and its reason for each case.",
+        epilog='A case: {"id": 1, "program": "print(int(input()) ** 3)", "tests": [{"stdin": "2", "stdout": "8"}]}; '
+        '"completion" in place of "program" is a text whose last Python block is taken. Tests are also assertions and '
+        "calls, in the layouts of nemo_vibethinker.data.code_tests.",
+    )
+    parser.add_argument("--cases", required=True, metavar="FILE.jsonl", help="cases to grade")
+    parser.add_argument("--out", required=True, metavar="VERDICTS.jsonl", help="id, verdict and reason of each case")
+    parser.add_argument(
+        "--sandbox",
+        choices=get_args(SandboxChoice),
+        default="auto",
+        help="auto: bubblewrap, else landlock; none runs WITHOUT ISOLATION (default: auto)",
+    )
+    parser.add_argument("--workers", type=int, default=2, help="sandboxes at a time (default: 2)")
+    parser.add_argument("--wall-s", type=float, default=Limits.wall_s, help="seconds for a run (default: %(default)g)")
+    parser.add_argument(
+        "--memory-mb", type=int, default=Limits.memory_mb, help="MB of memory for a program (default: %(default)d)"
+    )
+    return parser
+
+
+def main() -> int:
+    """The command line; returns the exit code, 2 for a user's mistake."""
+    parser = _arguments()
+    options = parser.parse_args()
+    temporary = f"{options.out}.{os.getpid()}.tmp"
+    try:
+        cases = read_cases(options.cases, _check)
+        limits = Limits(wall_s=options.wall_s, memory_mb=options.memory_mb)
+        verdicts = _grade_cases(cases, CodeVerifier(find_sandbox(options.sandbox), limits, options.workers))
+        write_verdicts(temporary, cases, verdicts)
+        os.replace(temporary, options.out)
+    except (ValueError, RuntimeError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    counts = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in ("right", "wrong", "ungraded")}
+    print(" ".join(f"{kind} {count}" for kind, count in counts.items()))
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(grade_file("Grade programs by their tests.", _grade_cases, _check))
+    sys.exit(main())

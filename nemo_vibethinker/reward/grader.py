@@ -1,12 +1,13 @@
 """One grader for records of every domain."""
 
 from collections.abc import Sequence
+from typing import cast
 
 from nemo_vibethinker.config import CODE_DOMAIN, RewardConfig
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.reward.code import CodeVerifier
 from nemo_vibethinker.reward.math import MathVerifier
-from nemo_vibethinker.reward.sandbox import Limits
+from nemo_vibethinker.reward.sandbox import Limits, SandboxChoice, find_sandbox
 from nemo_vibethinker.reward.verdict import Verdict
 
 
@@ -24,7 +25,7 @@ class Grader:
         self._code: CodeVerifier | None = None
 
     def grade(self, records: Sequence[Record], responses: Sequence[str]) -> list[Verdict]:
-        """A verdict for each (record, response text)."""
+        """A verdict for each (record, response text). Raises SandboxError where no sandbox works for programs."""
         verdicts: list[Verdict | None] = [None] * len(records)
         is_code = [record.domain == CODE_DOMAIN for record in records]
         math_rows = [i for i, code in enumerate(is_code) if not code]
@@ -41,7 +42,8 @@ class Grader:
     def _code_verifier(self) -> CodeVerifier:
         if self._code is None:
             limits = Limits(wall_s=self._config.code_wall_s, memory_mb=self._config.code_memory_mb)
-            self._code = CodeVerifier(limits=limits, workers=self._workers)
+            sandbox = find_sandbox(cast(SandboxChoice, self._config.sandbox))
+            self._code = CodeVerifier(sandbox, limits, self._workers)
         return self._code
 
     def __enter__(self) -> "Grader":

@@ -1,38 +1,41 @@
 """Running untrusted Python programs, each in its own fresh and isolated process.
 
-Two ways, chosen by `find_sandbox`:
+Three ways, chosen by `find_sandbox`:
 
 - `bubblewrap`: own pid, network, IPC, host-name and (unless started by root) user namespaces; a file system that holds
   the interpreter, the system's shared libraries, /dev/null and a small writable /tmp; a seccomp filter; rlimits.
 - `landlock`, for containers that forbid namespaces (x86-64): Landlock leaves the same files readable and none writable,
-  seccomp takes away sockets, signals and everything that outlives the process group; rlimits. Weaker: file metadata
-  stays visible, the directory of installed packages of the interpreter is readable, and nothing can be written.
+  seccomp takes away sockets, signals and new sessions, a warden ends what is left behind; rlimits. Weaker: metadata of
+  the host's files stays visible, a started file is not hidden from other users' process lists, nothing can be written.
+- `none`, only if asked for: rlimits, the warden and an empty environment. A program can do what this user can do.
 
-When started by root, programs run as an own unprivileged user each, because RLIMIT_NPROC does not hold for root.
-Memory is limited per process, so a run can reach `memory_mb * processes`.
+When started by root, programs run as an own unprivileged user each (not with `none`), because RLIMIT_NPROC does not
+hold for root. Memory is limited twice: each process by RLIMIT_AS, and all together by a look at their sizes every
+10 ms, so that they can pass the limit by what they take in that time, and never reach more than
+`memory_mb * processes`. What sizes do not show (pipes, files in /tmp, socket pairs) is bounded by `file_mb` and 64
+descriptors a process.
 """
 
 import functools
 import marshal
 import os
 import random
-import selectors
 import shutil
 import signal
 import subprocess
-import sys
-import sysconfig
-import time
-from contextlib import ExitStack, suppress
+import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import CodeType
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from nemo_vibethinker.reward._seccomp import SUPPORTED as SECCOMP_SUPPORTED
-from nemo_vibethinker.reward._seccomp import seccomp_filter
+from nemo_vibethinker.reward import _mounts, _seccomp
+from nemo_vibethinker.reward._watch import collect
 
-SandboxKind = Literal["bubblewrap", "landlock"]
+SandboxKind = Literal["bubblewrap", "landlock", "none"]
+SandboxChoice = Literal["auto", "bubblewrap", "landlock", "none"]
 
 # systemd's range of users for transient services: unprivileged, in no password file, and the root user of a container
 # has them too. Each run draws its own, so that RLIMIT_NPROC counts that run alone.
@@ -58,10 +61,11 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of one run. `wall_s` covers the start of the sandbox too; `memory_mb` and `cpu_s` hold per process.
+    """Limits of one run. `wall_s` covers the start of the sandbox too; `cpu_s` holds per process.
 
-    `processes` counts threads as well; `file_mb` bounds each file and the whole of /tmp; `output_kb` bounds standard
-    output and standard error each. Raises ValueError for a limit that is not positive.
+    `memory_mb` bounds each process's address space and the memory of all together, `processes` their number, threads
+    included; `file_mb` each file and the whole of /tmp; `output_kb` standard output and standard error each.
+    Raises ValueError for a limit that is not positive.
     """
 
     wall_s: float = 10.0
@@ -94,43 +98,64 @@ class Sandbox:
 
     kind: SandboxKind
 
-    def run(self, program: str | CodeType, *, stdin: str | bytes = "", limits: Limits) -> Execution:
-        """Run `program` (source, or trusted code compiled by this interpreter) as `__main__` of a new process.
+    def run(self, source: str, *, stdin: str | bytes = "", limits: Limits) -> Execution:
+        """Run `source`, untrusted, as `__main__` of a new process. Raises SandboxError if it was never reached."""
+        return self._run({"source": source, "modules": _trusted_modules("_lockdown")}, stdin, limits)
 
-        Raises SandboxError if the program was never reached.
+    def run_trusted(self, modules: Sequence[str], *, stdin: bytes, limits: Limits) -> Execution:
+        """Run `main()` of the last of this package's `modules`, given in the order of their imports.
+
+        It may send signals within the sandbox, and puts `program_filter` on the processes in which it runs programs.
+        Raises SandboxError if it was never reached.
         """
+        return self._run({"source": None, "modules": _trusted_modules("_lockdown", *modules)}, stdin, limits)
+
+    @property
+    def program_filter(self) -> bytes:
+        """What `_lockdown.install_filter` puts on an untrusted program; empty where there is no seccomp filter."""
+        return _program_filter(self.kind)
+
+    def _run(self, task: dict[str, Any], stdin: str | bytes, limits: Limits) -> Execution:
         with ExitStack() as stack:
             ready_read, ready_write = os.pipe()
             stack.callback(os.close, ready_read)
             closing_write = stack.enter_context(open(ready_write, "wb", buffering=0))
-            job_fd = _memory_file(stack, marshal.dumps(self._job(program, limits, ready_write)))
-            filter_fd = _memory_file(stack, _filter(self.kind))
+            job_fd = _memory_file(stack, marshal.dumps(task | self._job(limits, ready_write)))
             text = stdin.encode() if isinstance(stdin, str) else stdin
-            process = self._start(job_fd, filter_fd, ready_write, _memory_file(stack, text), limits)
+            process = self._start(stack, job_fd, ready_write, _memory_file(stack, text), limits)
             closing_write.close()
-            stdout, stderr, stopped = _collect(process, limits)
+            stdout, stderr, stopped = collect(
+                process, wall_s=limits.wall_s, memory_mb=limits.memory_mb, output_kb=limits.output_kb
+            )
             if not os.read(ready_read, 1):
                 detail = stderr.decode(errors="replace").strip() or stopped or f"exit {process.returncode}"
                 raise SandboxError(f"{self.kind} sandbox did not start: {detail[-500:]}")
         return _execution(process.returncode, stdout, stderr, stopped)
 
-    def _job(self, program: str | CodeType, limits: Limits, ready_fd: int) -> dict[str, object]:
-        bare = self.kind == "landlock"
+    def _job(self, limits: Limits, ready_fd: int) -> dict[str, Any]:
+        readable, listed = _mounts.readable_but_packages()
+        root = os.geteuid() == 0
         return {
-            "code": trusted_code("_bootstrap"),
-            "lockdown": trusted_code("_lockdown") if bare else None,
-            "program": program,
+            "code": _compiled("_bootstrap"),
+            "kind": self.kind,
             "limits": asdict(limits),
-            "uid": random.choice(_UIDS) if os.geteuid() == 0 else 0,
-            "readable": [path for path in _readable() if os.path.exists(path)],
-            "filter": _filter(self.kind),
+            "uid": random.choice(_UIDS) if root and self.kind != "none" else 0,
+            "count_tasks": self.kind != "bubblewrap" and not root,
+            "readable": readable,
+            "listed": listed,
+            "base_filter": _base_filter(),
+            "program_filter": self.program_filter,
+            "parent": os.getpid(),
             "ready_fd": ready_fd,
         }
 
-    def _start(self, job_fd: int, filter_fd: int, ready_fd: int, stdin_fd: int, limits: Limits) -> subprocess.Popen:
-        prefix = _bubblewrap(filter_fd, limits) if self.kind == "bubblewrap" else []
+    def _start(self, stack: ExitStack, job_fd: int, ready_fd: int, stdin_fd: int, limits: Limits) -> subprocess.Popen:
+        filter_fds = [_memory_file(stack, _base_filter())] if self.kind == "bubblewrap" and _base_filter() else []
+        prefix: list[str] = []
+        if self.kind == "bubblewrap":
+            prefix = _mounts.bubblewrap_command(filter_fds[0] if filter_fds else None, limits.file_mb)
         # -I -S: no environment, no user's or installed packages; utf8 because the environment has no locale.
-        argv = [*prefix, _interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", _LOADER.format(fd=job_fd)]
+        argv = [*prefix, _mounts.interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", _LOADER.format(fd=job_fd)]
         return subprocess.Popen(
             argv,
             stdin=stdin_fd,
@@ -138,19 +163,28 @@ class Sandbox:
             stderr=subprocess.PIPE,
             env={},
             cwd="/",
-            pass_fds=(job_fd, filter_fd, ready_fd),
+            pass_fds=(job_fd, ready_fd, *filter_fds),
             start_new_session=True,
         )
 
 
 @functools.cache
-def find_sandbox(kind: SandboxKind | None = None) -> Sandbox:
-    """The strongest sandbox that works on this machine (or the one named), established by running it once.
+def find_sandbox(choice: SandboxChoice = "auto") -> Sandbox:
+    """The strongest sandbox that works on this machine (`auto`) or the one named, established by running it once.
 
-    Raises SandboxError with the reasons and the fix if there is none.
+    `none` isolates nothing and warns so. Raises SandboxError with the reasons and the fix if there is no other, and
+    ValueError for an unknown name.
     """
+    if choice not in get_args(SandboxChoice):
+        raise ValueError(f"unknown sandbox {choice!r}; choose one of {', '.join(get_args(SandboxChoice))}")
+    if choice == "none":
+        message = (
+            "sandbox 'none': programs written by a model run WITHOUT ISOLATION, with this user's files and network"
+        )
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        return Sandbox("none")
     reasons = []
-    candidates: tuple[SandboxKind, ...] = (kind,) if kind else ("bubblewrap", "landlock")
+    candidates: tuple[SandboxKind, ...] = ("bubblewrap", "landlock") if choice == "auto" else (choice,)
     for candidate in candidates:
         reason = _probe(Sandbox(candidate))
         if not reason:
@@ -158,7 +192,7 @@ def find_sandbox(kind: SandboxKind | None = None) -> Sandbox:
         reasons.append(f"{candidate}: {reason}")
     raise SandboxError(
         "no sandbox for programs works here; install bubblewrap (apt-get install bubblewrap) and allow user "
-        f"namespaces, or use a kernel with Landlock. {'; '.join(reasons)}"
+        f"namespaces, or use a kernel with Landlock, or run without isolation (sandbox none). {'; '.join(reasons)}"
     )
 
 
@@ -166,72 +200,36 @@ def _probe(sandbox: Sandbox) -> str:
     """Why `sandbox` can't be used, or an empty string."""
     if sandbox.kind == "bubblewrap" and not shutil.which("bwrap"):
         return "bwrap is not installed"
-    if sandbox.kind == "landlock" and not SECCOMP_SUPPORTED:
+    if sandbox.kind == "landlock" and not _seccomp.SUPPORTED:
         return "implemented for x86-64 only"
     try:
         result = sandbox.run(_PROBE, limits=Limits())
     except SandboxError as error:
         return str(error)
-    return "" if result.stdout == "isolated\n" else result.stdout or result.reason
+    return "" if result.stdout == "isolated\n" and not result.reason else f"{result.stdout}{result.reason}"
+
+
+def _trusted_modules(*names: str) -> list[tuple[str, CodeType]]:
+    return [(f"{__package__}.{name}", _compiled(name)) for name in ("_seccomp", *names)]
 
 
 @functools.cache
-def trusted_code(name: str) -> CodeType:
+def _compiled(name: str) -> CodeType:
     """Code that runs inside the sandbox, compiled once here, since the sandbox runs the same interpreter."""
     path = Path(__file__).with_name(f"{name}.py")
     return compile(path.read_text(), path.name, "exec")
 
 
 @functools.cache
-def _filter(kind: SandboxKind) -> bytes:
-    return seccomp_filter(namespaces=kind == "bubblewrap") if SECCOMP_SUPPORTED else b""
+def _base_filter() -> bytes:
+    return _seccomp.base_filter() if _seccomp.SUPPORTED else b""
 
 
 @functools.cache
-def _interpreter() -> str:
-    """The interpreter below a virtual environment, which holds none of the environment's packages."""
-    return os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-
-
-@functools.cache
-def _readable() -> list[str]:
-    """What the interpreter needs: itself, its library, and the system's shared libraries."""
-    prefixes = {sys.base_prefix, sys.base_exec_prefix} - {"/usr"}
-    return ["/lib", "/lib64", "/usr/lib", "/usr/lib64", *(f"{prefix}/lib" for prefix in prefixes), _interpreter()]
-
-
-def _bubblewrap(filter_fd: int, limits: Limits) -> list[str]:
-    """The bubblewrap command line. Root needs no user namespace, and keeps what it takes to become another user."""
-    size = ["--perms", "1777", "--size", str(limits.file_mb << 20), "--tmpfs", "/tmp"]
-    seccomp = ["--seccomp", str(filter_fd)] if SECCOMP_SUPPORTED else []
-    return [*_namespaces(), *_mounts(), *size, "--remount-ro", "/", "--chdir", "/tmp", *seccomp, "--"]
-
-
-@functools.cache
-def _namespaces() -> tuple[str, ...]:
-    root = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
-    spaces = ("pid", "net", "ipc", "uts", "cgroup-try")
-    if os.geteuid() != 0:
-        spaces, root = (*spaces, "user"), ()
-    return (shutil.which("bwrap") or "bwrap", *(f"--unshare-{space}" for space in spaces), *root,
-            "--die-with-parent", "--new-session", "--clearenv")  # fmt: skip
-
-
-@functools.cache
-def _mounts() -> tuple[str, ...]:
-    mounts: list[str] = []
-    # A prefix under a private home (/root) would copy its mode, which keeps the unprivileged user out.
-    parents = {parent for path in (*_readable(), "/dev/null") for parent in Path(path).parents}
-    for parent in sorted(parents - {Path("/")}):
-        mounts += ["--perms", "0755", "--dir", str(parent)]
-    for path in _readable():
-        if os.path.islink(path):
-            mounts += ["--symlink", os.readlink(path), path]
-        elif os.path.exists(path):
-            mounts += ["--ro-bind", path, path]
-    packages = Path(sysconfig.get_path("stdlib"), "site-packages")
-    hidden = ["--tmpfs", str(packages)] if packages.is_dir() else []
-    return (*mounts, *hidden, "--dev-bind", "/dev/null", "/dev/null")
+def _program_filter(kind: SandboxKind) -> bytes:
+    if kind == "none" or not _seccomp.SUPPORTED:
+        return b""
+    return _seccomp.program_filter(attributes=kind == "landlock")
 
 
 def _memory_file(stack: ExitStack, content: bytes) -> int:
@@ -245,54 +243,8 @@ def _memory_file(stack: ExitStack, content: bytes) -> int:
     return fd
 
 
-def _collect(process: subprocess.Popen, limits: Limits) -> tuple[bytes, bytes, str]:
-    """Read both streams until the process and all it started are gone; returns them and why it was stopped, if so."""
-    deadline = time.monotonic() + limits.wall_s
-    assert process.stdout
-    assert process.stderr
-    streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
-    exit_fd = os.pidfd_open(process.pid)
-    try:
-        stopped = _read_streams(streams, exit_fd, process.pid, deadline, limits)
-    finally:
-        _kill_group(process.pid)
-        process.wait()
-        os.close(exit_fd)
-        process.stdout.close()
-        process.stderr.close()
-    stdout, stderr = streams.values()
-    return bytes(stdout), bytes(stderr), stopped
-
-
-def _read_streams(streams: dict[int, bytearray], exit_fd: int, pid: int, deadline: float, limits: Limits) -> str:
-    with selectors.DefaultSelector() as selector:
-        for fd in (*streams, exit_fd):
-            selector.register(fd, selectors.EVENT_READ)
-        while selector.get_map():
-            ready = selector.select(max(0.0, deadline - time.monotonic()))
-            if not ready:
-                return f"timed out after {limits.wall_s:g} s"
-            for key, _ in ready:
-                if key.fd == exit_fd:
-                    _kill_group(pid)  # what it left behind would hold the streams open
-                chunk = b"" if key.fd == exit_fd else os.read(key.fd, 65536)
-                if not chunk:
-                    selector.unregister(key.fd)
-                    continue
-                streams[key.fd] += chunk
-                if len(streams[key.fd]) > limits.output_kb << 10:
-                    del streams[key.fd][limits.output_kb << 10 :]
-                    return f"more than {limits.output_kb} KB of output"
-    return ""
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
-
-
 def _execution(returncode: int, stdout: bytes, stderr: bytes, stopped: str) -> Execution:
-    code = 128 - returncode if returncode < 0 else returncode
+    code = 128 + signal.SIGKILL if stopped else 128 - returncode if returncode < 0 else returncode
     reason = stopped or (_exit_reason(code) if code else "")
     texts = stdout.decode(errors="replace"), stderr.decode(errors="replace")
     return Execution(code, *texts, stopped.startswith("timed out"), reason)

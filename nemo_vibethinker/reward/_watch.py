@@ -1,0 +1,114 @@
+"""Following a sandbox from outside: what it prints, how long it runs, how much memory all its processes hold."""
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from contextlib import suppress
+
+_SAMPLE_S = 0.01  # seconds between two looks at the memory; a process takes some 10 MB between them
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def collect(process: subprocess.Popen, *, wall_s: float, memory_mb: int, output_kb: int) -> tuple[bytes, bytes, str]:
+    """Read both streams until the process and all it started are gone; returns them and why it was stopped, if so."""
+    assert process.stdout
+    assert process.stderr
+    streams = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    exit_fd = os.pidfd_open(process.pid)
+    try:
+        stopped = _follow(streams, exit_fd, process.pid, wall_s, memory_mb, output_kb << 10)
+    finally:
+        _end(process)
+        os.close(exit_fd)
+        process.stdout.close()
+        process.stderr.close()
+    stdout, stderr = streams.values()
+    return bytes(stdout), bytes(stderr), stopped
+
+
+def _follow(
+    streams: dict[int, bytearray], exit_fd: int, pid: int, wall_s: float, memory_mb: int, output_bytes: int
+) -> str:
+    deadline = time.monotonic() + wall_s
+    with selectors.DefaultSelector() as selector:
+        for fd in (*streams, exit_fd):
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(_SAMPLE_S)
+            if time.monotonic() > deadline:
+                return f"timed out after {wall_s:g} s"
+            if not ready and memory_of(pid, memory_mb << 20) > memory_mb << 20:
+                return f"more than {memory_mb} MB of memory"
+            for key, _ in ready:
+                if key.fd == exit_fd:
+                    _kill_group(pid)  # what it left behind would hold the streams open
+                chunk = b"" if key.fd == exit_fd else os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fd)
+                    continue
+                streams[key.fd] += chunk
+                if len(streams[key.fd]) > output_bytes:
+                    del streams[key.fd][output_bytes:]
+                    return f"more than {output_bytes >> 10} KB of output"
+    return ""
+
+
+def _end(process: subprocess.Popen) -> None:
+    """A warden ends what it guards when asked to; bubblewrap, or a warden that hangs, is killed."""
+    process.terminate()
+    try:
+        process.wait(2)
+    except subprocess.TimeoutExpired:
+        _kill_group(process.pid)
+    process.wait()
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def memory_of(pid: int, enough: int = 0) -> int:
+    """Bytes in memory of a process and its descendants.
+
+    Pages that several of them share count once (`Pss`), which is slow to find out: only if more than `enough` when
+    each counts them.
+    """
+    pids = _tree(pid)
+    resident = sum(_resident(each) for each in pids)
+    return resident if resident <= enough else sum(_proportional(each) for each in pids)
+
+
+def _tree(pid: int) -> list[int]:
+    found, at = [pid], 0
+    while at < len(found):
+        with suppress(OSError):
+            for task in os.listdir(f"/proc/{found[at]}/task"):
+                found += map(int, _read(f"/proc/{found[at]}/task/{task}/children").split())
+        at += 1
+    return found
+
+
+def _resident(pid: int) -> int:
+    with suppress(OSError):
+        return int(_read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+    return 0
+
+
+def _proportional(pid: int) -> int:
+    """Of `smaps_rollup` the line `Pss: N kB`; the resident size where the kernel does not show it."""
+    with suppress(OSError):
+        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) << 10
+    return _resident(pid)
+
+
+def _read(path: str) -> bytes:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)
