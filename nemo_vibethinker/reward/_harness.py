@@ -29,7 +29,7 @@ from typing import Any
 
 from nemo_vibethinker.reward._compare import output_difference
 from nemo_vibethinker.reward._examiner import examine
-from nemo_vibethinker.reward._lockdown import adopt_orphans, die_with_parent
+from nemo_vibethinker.reward._lockdown import adopt_orphans, die_with_parent, hide_from_proc
 from nemo_vibethinker.reward._runs import Output, run_program, start_candidate
 from nemo_vibethinker.reward._wire import REASON_LENGTH, ProgramEnded
 
@@ -180,6 +180,7 @@ def _is_clean(settings: dict[str, Any]) -> bool:
 
 def main() -> None:
     """Grade the programs one after the other; stop early rather than start one where another left something behind."""
+    hide_from_proc()  # Landlock lets the program open memory files, such as this process's standard input
     chunks = _Chunks()
     settings = marshal.loads(chunks.next())
     if not settings["own_namespace"]:

@@ -14,7 +14,7 @@ from nemo_vibethinker.reward._seccomp import OWN_PID
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CAPSET, _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 126, 444, 445, 446
-_PR_SET_PDEATHSIG, _PR_GET_KEEPCAPS, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP = 1, 7, 8, 22
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_GET_KEEPCAPS, _PR_SET_KEEPCAPS, _PR_SET_SECCOMP = 1, 4, 7, 8, 22
 _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 36, 38
 _CAP_DAC_READ_SEARCH = 1 << 2
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1, 2, 4, 8
@@ -47,6 +47,11 @@ def die_with_parent(number: signal.Signals, parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+def hide_from_proc() -> None:
+    """Let no other process of the same user open this one's files and memory in /proc; children inherit that."""
+    _prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def keep_reading() -> None:
