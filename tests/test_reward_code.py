@@ -1,11 +1,14 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from nemo_vibethinker.data.code_tests import parse_tests
 from nemo_vibethinker.reward.code import CodeVerifier, extract_program
 from nemo_vibethinker.reward.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 
@@ -97,6 +100,60 @@ def test_right_and_wrong(verifier: CodeVerifier) -> None:
     assert verifier.grade(CUBE, "def f(x): return x**3").reason == "no code block"
 
 
+WHOLE = "import sys\na, *rest = sys.stdin.read().split()\nprint(int(a) ** 3)"
+CALLS = [
+    {"function": "f", "args": [2], "expected": 8},
+    {"function": "f", "args": [0.5], "expected": 0.125},
+    {"function": "f", "args": [[1, "a"]], "expected": [1, "a"]},
+]
+OUTPUTS = [{"stdin": "2\n", "stdout": "8\n"}, {"stdin": "3\n" + "x " * 200_000, "stdout": "27"}]
+
+
+def test_calls(verifier: CodeVerifier) -> None:
+    program = "def f(x): return tuple(x) if isinstance(x, list) else x**3"
+    assert verifier.grade_program(CALLS, program).is_right
+    assert verifier.grade_program(CALLS, f"class Solution:\n    {program.replace('(x):', '(self, x):')}").is_right
+    reasons = {
+        "def f(x): return x**3 if x == 2 else 0": "test 2 of 3 (f(0.5)): expected 0.125, got 0",
+        "def f(x): raise ValueError('no')": "test 1 of 3 (f(2)): ValueError: no",
+        "g = 1": "test 1 of 3 (f(2)): the program defines no f",
+        "1/0": "the program: ZeroDivisionError: division by zero",
+        "import os\nos._exit(3)": "the program ended itself with exit 3",
+    }
+    verdicts = verifier.grade_programs([(CALLS, program) for program in reasons])
+    assert [(verdict.kind, verdict.reason) for verdict in verdicts] == [("wrong", text) for text in reasons.values()]
+
+
+def test_whole_programs(verifier: CodeVerifier) -> None:
+    right = {
+        "script": WHOLE,
+        "main": "def main():\n    print(int(input()) ** 3)\nif __name__ == '__main__':\n    main()",
+        "exit": "import sys\nsys.stdout.write(str(int(sys.stdin.readline()) ** 3))\nsys.exit()",
+        "thread": "import threading\nthreading.Thread(target=lambda: print(int(input()) ** 3)).start()",
+        "bytes": "import os\nos.write(1, b'%d' % (int(open(0, 'rb').readline()) ** 3))",
+        "at exit": "import atexit\nn = int(input())\natexit.register(lambda: print(n ** 3))",
+    }
+    verdicts = verifier.grade_programs([(OUTPUTS, program) for program in right.values()])
+    assert [verdict.kind for verdict in verdicts] == ["right"] * len(right), verdicts
+    reasons = {
+        "print(8)": "test 2 of 2: line 1: expected '27', got '8'",
+        "1/0": "test 1 of 2: the program ended itself with exit 1: ZeroDivisionError: division by zero",
+        "while True: print('x' * 1000)": "test 1 of 2: more than 64 KB of output",
+        "while True: pass": "test 1 of 2: processor time used up",
+    }
+    verdicts = verifier.grade_programs([(OUTPUTS, program) for program in reasons])
+    assert [(verdict.kind, verdict.reason) for verdict in verdicts] == [("wrong", text) for text in reasons.values()]
+
+
+def test_all_forms_together(verifier: CodeVerifier) -> None:
+    program = "def f(x): return x**3\nif __name__ == '__main__': print(f(int(input())))"
+    tests = ["assert f(1) == 1", {"stdin": "2", "stdout": "8"}, {"function": "f", "args": [3], "expected": 27}]
+    assert verifier.grade_program(tests, program).is_right
+    assert verifier.grade_program([*tests, "assert f(1) == 2"], program).reason == (
+        "test 4 of 4 (assert f(1) == 2): expected 2, got 1"
+    )
+
+
 def test_values_objects_and_callbacks_travel(verifier: CodeVerifier) -> None:
     verdict = verifier.grade_program(RICH_TESTS, RICH_PROGRAM)
     assert verdict.is_right, verdict
@@ -125,6 +182,8 @@ def test_faults_of_tests_are_ungraded(verifier: CodeVerifier) -> None:
     program = "def f(x): return x"
     assert verifier.grade_program([], program).kind == "ungraded"
     assert verifier.grade_program(["assert f("], program).kind == "ungraded"
+    assert verifier.grade_program(["def test_f():\n    assert f(1) == 2"], program).reason.startswith("the tests check")
+    assert verifier.grade_program(["raise SystemExit"], program).kind == "ungraded"
     assert verifier.grade_program(["import numpy\nassert f(1) == 1"], program).kind == "ungraded"
     assert verifier.grade_program(["assert f(object()) == 1"], program).kind == "ungraded"
     assert verifier.grade_program(["assert f(1) == 1"], "import numpy\n" + program).kind == "wrong"
@@ -210,13 +269,21 @@ def test_command_line(tmp_path: Path) -> None:
     assert "cases.jsonl:1: 'tests': test 1 must be text or an object, not 3" in result.stderr
 
 
-def test_reference_solutions_are_right(verifier: CodeVerifier) -> None:
-    path = DATA / "code" / "mbpp.jsonl"
+def references(name: str) -> list[dict[str, Any]]:
+    path = DATA / "code" / f"{name}.jsonl"
     if not path.exists():
         pytest.skip(f"no {path}; set NVT_DATA_DIR")
-    rows = [json.loads(line) for line in path.read_text().splitlines()][::40]
-    keys = [(tuple(filter(None, (row["test_setup_code"], *row["test_list"]))), row["code"]) for row in rows]
-    verdicts = verifier.grade_programs(keys)
-    wrong = [(key, verdict) for key, verdict in zip(keys, verdicts, strict=True) if not verdict.is_right]
-    assert keys
-    assert not wrong
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_reference_solutions_are_right_and_others_wrong(verifier: CodeVerifier) -> None:
+    rows = references("mbpp")[::40]
+    right = [(tuple(filter(None, (row["test_setup_code"], *row["test_list"]))), row["code"]) for row in rows]
+    for row in references("humaneval")[::10]:
+        tests = parse_tests(row["test"], entry_point=row["entry_point"])
+        right.append((tests, row["prompt"] + row["canonical_solution"]))
+    broken = [(tests, re.sub(r"\breturn\b", "return 987654321 if True else", program)) for tests, program in right]
+    empty = [(tests, "") for tests, _ in right]
+    verdicts = verifier.grade_programs([*right, *broken, *empty])
+    kinds = [verdict.kind for verdict in verdicts]
+    assert kinds == ["right"] * len(right) + ["wrong"] * 2 * len(right), verdicts

@@ -1,5 +1,8 @@
 import os
+import shutil
 import socket
+import subprocess
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -154,3 +157,69 @@ def test_without_any_sandbox_the_error_names_the_fix(monkeypatch: pytest.MonkeyP
 def test_limits_are_positive() -> None:
     with pytest.raises(ValueError, match="limit cpu_s must be positive, not 0"):
         Limits(cpu_s=0)
+
+
+ORDINARY_USER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from nemo_vibethinker.reward.code import CodeVerifier
+from nemo_vibethinker.reward.sandbox import find_sandbox
+program = '''
+import os
+def f(x):
+    seen = []
+    for pid in (os.getppid(), os.getppid() - 1, 1, 2, 3):
+        for name in ("fd/0", "fd/3", "environ"):
+            try: seen.append(os.pread(os.open(f"/proc/{pid}/{name}", os.O_NONBLOCK), 1 << 20, 0))
+            except OSError: pass
+    return "found" if b"need" b"le" in b"".join(seen) else x
+'''
+for verdict in CodeVerifier(find_sandbox(sys.argv[2])).grade_programs([
+    (["assert f('needle') == 'found'"], program), (["assert f(2) == 2"], program),
+    ([{"stdin": "2", "stdout": "8"}], "print(int(input()) ** 3)"),
+]):
+    print(verdict.kind, verdict.reason)
+"""
+
+
+@pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
+def test_for_an_ordinary_user(kind: str) -> None:
+    """Without root, programs share the user of the trusted processes, and bubblewrap needs a user namespace."""
+    python = shutil.which("python3", path="/usr/local/bin:/usr/bin")
+    if os.getuid() or not python or not shutil.which("setpriv"):
+        pytest.skip("needs root to become another user, setpriv, and a python3 in /usr")
+    version = subprocess.run([python, "-c", "import sys; print(sys.version_info >= (3, 11))"], capture_output=True)
+    if version.stdout != b"True\n":
+        pytest.skip(f"{python} is older than 3.11")
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        shutil.copytree(Path(module.__file__).parents[1], f"{folder}/nemo_vibethinker")
+        subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c", ORDINARY_USER]
+        done = subprocess.run([*command, folder, kind], capture_output=True, text=True, cwd="/", env={}, timeout=60)
+    if "no sandbox for programs works here" in done.stderr:
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.stdout.splitlines() == [
+        "wrong test 1 of 1 (assert f('needle') == 'found'): expected 'found', got 'needle'",
+        "right ",
+        "right ",
+    ], done
+
+
+def test_without_isolation_it_warns() -> None:
+    with pytest.warns(RuntimeWarning, match="WITHOUT ISOLATION"):
+        bare = find_sandbox.__wrapped__("none")
+    assert bare.run("print(1)", limits=LIMITS).stdout == "1\n"
+    assert bare.run("import time; time.sleep(60)", limits=Limits(wall_s=0.5)).timed_out
+    with pytest.raises(ValueError, match="unknown sandbox 'docker'; choose one of auto, bubblewrap, landlock, none"):
+        find_sandbox("docker")  # pyright: ignore[reportArgumentType]
+
+
+def test_landlock_takes_over_where_namespaces_are_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        find_sandbox("landlock")
+    except SandboxError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert find_sandbox.__wrapped__("auto").kind == "landlock"
+    with pytest.raises(SandboxError, match="bubblewrap: bwrap is not installed"):
+        find_sandbox.__wrapped__("bubblewrap")

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs are easier to read on one line
 """Attempts to get out of the sandbox, or at a verdict; every one in every kind of sandbox that works here.
 
 An attempt prints ESCAPED where it got something it must not have. Those in `CONTROLS` do print it without a sandbox,
@@ -16,10 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_vibethinker.data.code_tests import Test
-from nemo_vibethinker.reward.code import CodeVerifier
 from nemo_vibethinker.reward.sandbox import Execution, Limits, Sandbox, SandboxError, find_sandbox
-from nemo_vibethinker.reward.verdict import Verdict
 
 KINDS = ("bubblewrap", "landlock")
 LIMITS = Limits(wall_s=10, cpu_s=1, memory_mb=128, processes=8, file_mb=2, output_kb=8)
@@ -55,7 +53,7 @@ ATTEMPTS = {
     "host file by a hard link": "attempt(os.link, '@SECRET@', '/tmp/hard')",
     "host file by ..": "attempt(open, '/tmp/' + '../' * 40 + '@SECRET@')",
     "passwords": "attempt(open, '/etc/passwd')\nattempt(open, '/etc/shadow')",
-    "list the root user's home": "attempt(os.listdir, '@HOME@')",
+    "list a host folder": "attempt(os.listdir, '@FOLDER@')",
     "delete a host file": "attempt(os.unlink, '@SECRET@')",
     "rename a host file": "attempt(os.rename, '@SECRET@', '/tmp/mine')",
     "new file in a host folder": "attempt(open, '@FOLDER@/new', 'w')",
@@ -169,7 +167,6 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             "ABSTRACT": abstract,
             "SECRET": str(secret),
             "FOLDER": str(folder),
-            "HOME": str(Path.home()),
             "PID": str(victim.pid),
             "MODULE": os.path.abspath(__file__),
         }
@@ -227,10 +224,16 @@ ABUSES = {
         "import threading\nthreading.Thread(target=lambda: [print('x' * 1000) for _ in range(10**6)]).start()",
         "more than 8 KB of output",
     ),
-    "stack": ("sys.setrecursionlimit(10**9)\ndef f(): return f()\nf()", "signal 11"),
+    "stack": (
+        "sys.setrecursionlimit(10**9)\nclass A:\n    def __repr__(self): return repr(self)\nrepr(A())",
+        "signal 11",
+    ),
     "segmentation fault": ("ctypes.string_at(0)", "signal 11"),
     "abort": ("os.abort()", "signal 6"),
-    "source that exhausts the compiler": ("x = " + "(" * 5000 + ")" * 5000, "exit 1"),
+    "source that exhausts the compiler": (
+        "try: compile('(' * 10**6, 'x', 'exec')\nexcept SyntaxError: sys.exit(1)",
+        "exit 1",
+    ),
 }
 
 

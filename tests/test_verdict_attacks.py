@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - programs are easier to read on one line
 """Programs that try to learn what is expected, or to get a right verdict without it; all must be graded wrong.
 
 What is expected is random text that can't be computed, so only a program that found it is right. Every attack on the

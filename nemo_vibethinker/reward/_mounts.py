@@ -54,11 +54,12 @@ def _split(path: str) -> tuple[list[str], list[str]]:
     return [tree for trees, _ in parts for tree in trees], [path, *(f for _, listed in parts for f in listed)]
 
 
-def bubblewrap_command(filter_fd: int | None, temporary_mb: int) -> list[str]:
+def bubblewrap_command(filter_fd: int | None, info_fd: int, temporary_mb: int) -> list[str]:
     """The command line up to the program. Root needs no user namespace, and keeps what it takes to change the user."""
     size = ["--perms", "1777", "--size", str(temporary_mb << 20), "--tmpfs", "/tmp"]
     seccomp = ["--seccomp", str(filter_fd)] if filter_fd is not None else []
-    return [*_namespaces(), *_mounts(), *size, "--remount-ro", "/", "--chdir", "/tmp", *seccomp, "--"]
+    last = ["--remount-ro", "/", "--chdir", "/tmp", "--info-fd", str(info_fd)]
+    return [*_namespaces(), *_mounts(), *size, *last, *seccomp, "--"]
 
 
 def _namespaces() -> tuple[str, ...]:

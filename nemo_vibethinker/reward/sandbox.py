@@ -122,10 +122,15 @@ class Sandbox:
             closing_write = stack.enter_context(open(ready_write, "wb", buffering=0))
             job_fd = _memory_file(stack, marshal.dumps(task | self._job(limits, ready_write)))
             text = stdin.encode() if isinstance(stdin, str) else stdin
-            process = self._start(stack, job_fd, ready_write, _memory_file(stack, text), limits)
+            info_fd = _memory_file(stack, b"") if self.kind == "bubblewrap" else None
+            process = self._start(stack, job_fd, ready_write, _memory_file(stack, text), info_fd, limits)
             closing_write.close()
             stdout, stderr, stopped = collect(
-                process, wall_s=limits.wall_s, memory_mb=limits.memory_mb, output_kb=limits.output_kb
+                process,
+                wall_s=limits.wall_s,
+                memory_mb=limits.memory_mb,
+                output_kb=limits.output_kb,
+                info_fd=info_fd,
             )
             if not os.read(ready_read, 1):
                 detail = stderr.decode(errors="replace").strip() or stopped or f"exit {process.returncode}"
@@ -149,11 +154,14 @@ class Sandbox:
             "ready_fd": ready_fd,
         }
 
-    def _start(self, stack: ExitStack, job_fd: int, ready_fd: int, stdin_fd: int, limits: Limits) -> subprocess.Popen:
-        filter_fds = [_memory_file(stack, _base_filter())] if self.kind == "bubblewrap" and _base_filter() else []
-        prefix: list[str] = []
-        if self.kind == "bubblewrap":
-            prefix = _mounts.bubblewrap_command(filter_fds[0] if filter_fds else None, limits.file_mb)
+    def _start(
+        self, stack: ExitStack, job_fd: int, ready_fd: int, stdin_fd: int, info_fd: int | None, limits: Limits
+    ) -> subprocess.Popen:
+        fds, prefix = [job_fd, ready_fd], list[str]()
+        if info_fd is not None:
+            filter_fd = _memory_file(stack, _base_filter()) if _base_filter() else None
+            prefix = _mounts.bubblewrap_command(filter_fd, info_fd, limits.file_mb)
+            fds += [fd for fd in (filter_fd, info_fd) if fd is not None]
         # -I -S: no environment, no user's or installed packages; utf8 because the environment has no locale.
         argv = [*prefix, _mounts.interpreter(), "-I", "-S", "-B", "-X", "utf8", "-c", _LOADER.format(fd=job_fd)]
         return subprocess.Popen(
@@ -163,7 +171,7 @@ class Sandbox:
             stderr=subprocess.PIPE,
             env={},
             cwd="/",
-            pass_fds=(job_fd, ready_fd, *filter_fds),
+            pass_fds=fds,
             start_new_session=True,
         )
 
