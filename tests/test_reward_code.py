@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from nemo_vibethinker.config import Config, RewardConfig, validate
 from nemo_vibethinker.data.code_tests import parse_tests
+from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.reward.code import CodeVerifier, extract_program
+from nemo_vibethinker.reward.grader import Grader
 from nemo_vibethinker.reward.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +179,18 @@ def test_the_program_does_not_lend_builtins_and_modules_to_the_tests(verifier: C
     assert verifier.grade_program(["assert math.isclose(f(1), 1)"], program).kind == "wrong"
     assert verifier.grade_program(["assert sum(10, 15) == 6"], "def sum(a, b): return 6").is_right
     assert verifier.grade_program(["assert f(3) == pow(2, 3)"], "from math import *\ndef f(x): return 8").is_right
+
+
+def test_the_grader_hands_on_all_forms_and_the_sandbox(verifier: CodeVerifier) -> None:
+    tests: tuple[Any, ...] = ("assert f(2) == 8", {"function": "f", "args": [3], "expected": 27})
+    record = Record(id="1", domain="code", prompt="Cube.", tests=tests)
+    with Grader(RewardConfig(sandbox=verifier._sandbox.kind, code_wall_s=20.0), workers=1) as grader:
+        verdicts = grader.grade([record, record], [fenced("def f(x): return x**3"), fenced("def f(x): return 8")])
+        assert grader._code_verifier()._sandbox == verifier._sandbox
+    assert [verdict.kind for verdict in verdicts] == ["right", "wrong"]
+    config = Config(reward=RewardConfig(sandbox="docker"))
+    with pytest.raises(ValueError, match=r"reward\.sandbox=docker: choose one of auto, bubblewrap, landlock, none"):
+        validate(config)
 
 
 def test_faults_of_tests_are_ungraded(verifier: CodeVerifier) -> None:

@@ -34,7 +34,7 @@ from nemo_vibethinker.reward.sandbox import Execution, Limits, Sandbox, SandboxC
 from nemo_vibethinker.reward.verdict import Verdict
 
 _BLOCK = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
-_BATCH = 16  # programs in one start of the sandbox
+_BATCH = 32  # programs in one start of the sandbox
 _SLICE = 256  # programs between two lines of progress
 _START_S = 10.0  # seconds for the sandbox to start on a busy machine
 _TRUSTED_PROCESSES = 3  # warden, harness, examiner
@@ -54,7 +54,7 @@ class CodeVerifier:
     """Grades programs by tests in the canonical forms of `data.code_tests`; thread-safe.
 
     `workers` programs run at a time, each under `limits`, of which `wall_s` is for one run: with all its calls and
-    assertions, or with one standard input. A sandbox serves up to sixteen programs one after the other.
+    assertions, or with one standard input. A sandbox serves up to thirty-two programs one after the other.
     """
 
     def __init__(self, sandbox: Sandbox | None = None, limits: Limits | None = None, workers: int = 2) -> None:
@@ -224,7 +224,7 @@ def main() -> int:
         verdicts = _grade_cases(cases, CodeVerifier(find_sandbox(options.sandbox), limits, options.workers))
         write_verdicts(temporary, cases, verdicts)
         os.replace(temporary, options.out)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     counts = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in ("right", "wrong", "ungraded")}
     print(" ".join(f"{kind} {count}" for kind, count in counts.items()))
