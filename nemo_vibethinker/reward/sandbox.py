@@ -12,8 +12,8 @@ Three ways, chosen by `find_sandbox`:
 When started by root, programs run as an own unprivileged user each (not with `none`), because RLIMIT_NPROC does not
 hold for root. Memory is limited twice: each process by RLIMIT_AS, and all together by a look at their sizes every
 10 ms, so that they can pass the limit by what they take in that time, and never reach more than
-`memory_mb * processes`. What sizes do not show (pipes, files in /tmp, socket pairs) is bounded by `file_mb` and 64
-descriptors a process.
+`memory_mb * processes`. What sizes do not show (pipes, files in /tmp, socket pairs) is bounded by `file_mb`, 1,024
+files and 64 descriptors a process.
 """
 
 import functools
