@@ -211,7 +211,7 @@ def _probe(sandbox: Sandbox) -> str:
     if sandbox.kind == "landlock" and not _seccomp.SUPPORTED:
         return "implemented for x86-64 only"
     try:
-        result = sandbox.run(_PROBE, limits=Limits())
+        result = sandbox.run(_PROBE, limits=Limits(wall_s=60))  # a busy machine is no reason to isolate less
     except SandboxError as error:
         return str(error)
     return "" if result.stdout == "isolated\n" and not result.reason else f"{result.stdout}{result.reason}"
