@@ -146,7 +146,7 @@ def test_chat_rows_and_every_reason_to_drop_one(tmp_path: Path) -> None:
         "unknown domain chess",
         "same id",
         "answer is not text",
-        "tests is not a list",
+        "tests must be a list",
         "messages",
     ]
     assert list(reasons) == list(range(3, 16))
@@ -180,8 +180,8 @@ def test_own_records_are_read_back(tmp_path: Path) -> None:
     [
         ("", "is empty"),
         ("\n \n", "is empty"),
-        ('{"text": "x", "label": 1}\n', "columns label, text; known formats: messages"),
-        ('{"question": "q", "answer": "no mark"}\n', "no usable row for rl; line 1: no answer"),
+        ('{"text": "x", "label": 1}\n', "columns label, text; known formats: problem, generations"),
+        ('{"question": "q", "answer": ""}\n', "no usable row for rl; line 1: no answer"),
         ("not json\n", "no usable row for rl; line 1: bad JSON"),
     ],
 )

@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from nemo_vibethinker.data.readers.fields import Fields, Format, Kind
-from nemo_vibethinker.data.readers.files import RawRow, json_lines
+from nemo_vibethinker.data.readers.files import SUFFIXES, RawRow, data_files, file_rows, hub_rows, is_hub_name
 from nemo_vibethinker.data.readers.formats import sniff
 from nemo_vibethinker.data.records import Record
 
-_ID_COLUMNS = ("id", "unique_id")
+_ID_COLUMNS = ("id", "unique_id", "task_id", "uuid", "problem_id")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
     """A row of a dataset: its line (from 1), its columns, and its record, or None and the reason why it has none.
 
-    `raw` is empty for a line that could not be decoded. `id` is the record's, or what it would have been. A row with
-    several solutions comes once for each.
+    `raw` is empty for a line that could not be decoded. `line` counts within its file, or within the split of a hub
+    dataset. `id` is the record's, or what it would have been. A row with several solutions comes once for each.
     """
 
     line: int
@@ -47,66 +47,95 @@ class ReadResult:
 
 
 class Dataset:
-    """A dataset by its path. `format` is the name of its format, empty until a row has been read."""
+    """A dataset by its path or hub name: `owner/name`, `owner/name:config` or `owner/name:config:split`.
+
+    A folder is read whole, file by file in the order of their names, so name the file or folder of one split.
+    `format` is the name of the format, empty until a row has been read. `files` and their `size` in bytes are empty
+    and 0 for a dataset of the hub.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        """ValueError if nothing is there."""
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise ValueError(f"dataset {path} does not exist or is not a file")
+        """ValueError if nothing is there; a hub name is looked up when it is read."""
+        self.name = str(path)
+        self.is_hub = is_hub_name(self.name)
+        self.files = [] if self.is_hub else data_files(Path(path))
+        self.size = sum(file.stat().st_size for file in self.files)
         self.format = ""
+        self._root = Path(path)
 
     def rows(self, kind: Kind | None) -> Iterator[Row]:
-        """Rows in file order; ValueError for an empty dataset or one of no known format."""
+        """Rows in file order; ValueError for an empty dataset or one of no known format.
+
+        The first row that is a JSON object tells the format.
+        """
         known: Format | None = None
         seen: set[int] = set()  # hashes of ids, far smaller than the ids; empty where the rows have none of their own
-        empty = True
-        for line, raw, reason in json_lines(self.path):
+        empty, capitals = True, False
+        for stem, (line, raw, reason) in self._raw_rows():
             empty = False
             if reason:
                 yield Row(line, raw, None, reason)
                 continue
-            known = known or self._sniff(raw)
-            yield from self._read(known, (line, raw, ""), kind, seen)
+            if known is None:
+                capitals = any(column != column.lower() for column in raw)
+                known = self._sniff(_lower(raw) if capitals else raw)
+            columns = _lower(raw) if capitals else raw
+            named = f"{stem}:{line}"
+            for row in _read(known, line, raw, columns, named, kind):
+                if row.record and row.id != named:
+                    if hash(row.id) in seen:
+                        row = Row(line, raw, None, "an earlier row has the same id", row.id)
+                    seen.add(hash(row.id))
+                yield row
         if empty:
-            raise ValueError(f"dataset {self.path} is empty")
+            raise ValueError(f"dataset {self.name} is empty")
 
-    def _sniff(self, raw: dict[str, Any]) -> Format:
+    def _raw_rows(self) -> Iterator[tuple[str, RawRow]]:
+        if self.is_hub:
+            stem = self.name.partition(":")[0].rpartition("/")[2]
+            yield from ((stem, row) for row in hub_rows(self.name))
+        for file in self.files:
+            stem = file.name if file == self._root else file.relative_to(self._root).as_posix()
+            for suffix in SUFFIXES:
+                stem = stem.removesuffix(suffix)
+            yield from ((stem, row) for row in file_rows(file))
+
+    def _sniff(self, columns: dict[str, Any]) -> Format:
         try:
-            known = sniff(raw)
+            known = sniff(columns)
         except ValueError as error:
-            raise ValueError(f"dataset {self.path} {error}") from None
+            raise ValueError(f"dataset {self.name} {error}") from None
         self.format = known.name
         return known
 
-    def _read(self, known: Format, row: RawRow, kind: Kind | None, seen: set[int]) -> Iterator[Row]:
-        line, raw, _ = row
-        own = _own_id(raw)
-        identity = own or f"{self.path.stem}:{line}"
-        try:
-            records = [_record(fields, raw, identity, known.name, kind) for fields in known.read(raw, kind)]
-        except ValueError as error:
-            yield Row(line, raw, None, str(error), identity)
-            return
-        for record in records:
-            if own and hash(record.id) in seen:
-                yield Row(line, raw, None, "an earlier row has the same id", record.id)
-                continue
-            if own or seen:
-                seen.add(hash(record.id))
-            yield Row(line, raw, record, "", record.id)
+
+def _lower(raw: dict[str, Any]) -> dict[str, Any]:
+    return {column.lower(): value for column, value in raw.items()}
 
 
-def _own_id(raw: dict[str, Any]) -> str:
+def _own_id(columns: dict[str, Any]) -> str:
     for column in _ID_COLUMNS:
-        value = raw.get(column)
-        if isinstance(value, str | int) and str(value):
-            return str(value)
+        value = columns.get(column)
+        if isinstance(value, str | int) and (text := str(value).strip()):
+            return text
     return ""
 
 
-def _record(fields: Fields, raw: dict[str, Any], identity: str, name: str, kind: Kind | None) -> Record:
-    source = raw.get("source")
+def _read(
+    known: Format, line: int, raw: dict[str, Any], columns: dict[str, Any], named: str, kind: Kind | None
+) -> Iterator[Row]:
+    identity = _own_id(columns) or named
+    try:
+        records = [_record(fields, columns, identity, known.name, kind) for fields in known.read(columns, kind)]
+    except ValueError as error:
+        yield Row(line, raw, None, str(error), identity)
+        return
+    for record in records:
+        yield Row(line, raw, record, "", record.id)
+
+
+def _record(fields: Fields, columns: dict[str, Any], identity: str, name: str, kind: Kind | None) -> Record:
+    source = columns.get("source")
     fields.setdefault("id", identity)
     fields.setdefault("source", source.strip() if isinstance(source, str) and source.strip() else name)
     record = Record(**fields)
@@ -123,7 +152,7 @@ def _record(fields: Fields, raw: dict[str, Any], identity: str, name: str, kind:
 
 def iterate_dataset(path: str | Path, *, kind: Kind | None = None) -> Iterator[Row]:
     """Stream a dataset in file order, for SFT (a reference solution is needed), RL (an answer, or tests) or, without
-    a kind, for its prompts alone.
+    a kind, for its prompts alone. `path` as of `Dataset`.
 
     ValueError for a missing dataset at once, for an empty one or one of no known format when that is found out.
     """
