@@ -30,10 +30,16 @@ class RunConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Generated world (default) or the user's own files."""
+    """Generated world (default) or the user's own datasets.
 
-    sft: str | None = None  # JSON lines: GSM8K, MATH or chat format; None: the generated world
-    rl: str | None = None  # the same formats, only prompts and answers are used; None with `sft` set: the same file
+    A dataset is a file (.jsonl, .jsonl.gz, .jsonl.zst, .json, .parquet), a folder of such files, or a name of the
+    Hugging Face hub, owner/name[:config[:split]]; `python -m nemo_vibethinker.data.readers --help` lists the formats.
+    """
+
+    sft: str | None = None  # problems with solutions; None: the generated world
+    rl: str | None = None  # problems with answers or tests; None with `sft` set: the same dataset
+    probe: list[str] = field(default_factory=list)  # datasets with answers; empty: held out of `rl`
+    evaluation: list[str] = field(default_factory=list)  # datasets with answers or tests; empty: held out of `rl`
     instruction: str = r"Let's think step by step and output the final answer within \boxed{}."
     vocab_size: int = 512
     sft_problems_per_domain: int = 1500  # of each of the four maths domains; every problem has two solutions
@@ -287,6 +293,7 @@ def validate(config: Config) -> None:
         ValueError: one line that names the key and the fix.
     """
     _check_stages(config)
+    _check_data(config)
     _check_layout(config)
     _check_numbers(config)
     _check_choices(config)
@@ -306,6 +313,15 @@ def _check_stages(config: Config) -> None:
 
     if config.run.from_model is not None and config.run.from_run is None:
         raise ValueError("run.from_model names a model of run.from_run; set that too")
+
+
+def _check_data(config: Config) -> None:
+    data = config.data
+    for key, paths in (("probe", data.probe), ("evaluation", data.evaluation)):
+        if paths and not (data.sft or data.rl):
+            raise ValueError(f"data.{key} goes with your own training data: set data.sft or data.rl too")
+        if len(set(paths)) != len(paths):
+            raise ValueError(f"data.{key}: name each dataset once")
 
 
 def _check_layout(config: Config) -> None:

@@ -26,8 +26,8 @@ class Lengths:
         """All lengths, [N] int32."""
         return np.array(self._values, dtype=np.int32)
 
-    def summary(self, window: int | None = None) -> dict[str, Any]:
-        """`p50`, `p90`, `p99` and `max`, a histogram by powers of two, and the share above `window` if one is given.
+    def summary(self) -> dict[str, Any]:
+        """`p50`, `p90`, `p99` and `max`, and a histogram by powers of two.
 
         `histogram` lists [n, count]: count lengths are at most n and more than n/2. Empty for no lengths.
         """
@@ -36,10 +36,7 @@ class Lengths:
         values = self.array()
         quantiles = np.percentile(values, QUANTILES, method="higher")
         summary: dict[str, Any] = {f"p{q}": int(value) for q, value in zip(QUANTILES, quantiles, strict=True)}
-        summary |= {"max": int(values.max()), "histogram": _histogram(values)}
-        if window is not None:
-            summary |= {"window": window, "share_over_window": float((values > window).mean())}
-        return summary
+        return summary | {"max": int(values.max()), "histogram": _histogram(values)}
 
 
 def _histogram(values: np.ndarray) -> list[list[int]]:

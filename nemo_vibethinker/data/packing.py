@@ -1,29 +1,66 @@
 """Pack variable-length SFT examples into rows of a fixed number of tokens, without letting samples touch."""
 
-from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from heapq import heappop, heappush
+
+import numpy as np
 
 
-def pack_examples(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """Which examples each row holds: row r has `members[bounds[r]:bounds[r + 1]]`, ascending.
+
+    Attributes:
+        members: [N] int32, every example once.
+        bounds: [R + 1] int64.
+    """
+
+    members: np.ndarray
+    bounds: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, row: int) -> list[int]:
+        """The example indices of a row, from 0."""
+        return self.members[self.bounds[row] : self.bounds[row + 1]].tolist()
+
+
+def pack_examples(lengths: Sequence[int] | np.ndarray, capacity: int) -> PackedRows:
     """Distribute examples over rows of at most `capacity` tokens by best-fit decreasing.
 
-    Returns the example indices of each row, ascending within a row; every index occurs once. Deterministic: equal
-    lengths are taken in index order. ValueError names an example that is empty or longer than `capacity`.
+    Deterministic: equal lengths are taken in index order, equally full rows in the order they were begun. ValueError
+    names an example that is empty or longer than `capacity`.
     """
-    for index, length in enumerate(lengths):
-        if length < 1:
-            raise ValueError(f"example {index} is empty; remove it before packing")
-        if length > capacity:
-            raise ValueError(f"example {index} has {length} tokens, more than the {capacity} of a row; drop or cut it")
-    rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []  # (free tokens, row), ascending, so that the tightest fit is a bisection away
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        position = bisect_left(room, (lengths[index], 0))
-        if position == len(room):
-            free, row = capacity, len(rows)
-            rows.append([])
+    lengths_N = np.asarray(lengths, dtype=np.int64)
+    _check_lengths(lengths_N, capacity)
+    row_of = np.empty(len(lengths_N), dtype=np.int32)
+    waiting: defaultdict[int, list[int]] = defaultdict(list)  # free tokens -> heap of the rows with so many
+    occupied = 0  # bit f is set where rows with f free tokens wait: the tightest fit is the lowest bit above
+    rows = 0
+    for index in np.argsort(-lengths_N, kind="stable"):
+        length = int(lengths_N[index])
+        if fits := occupied >> length:
+            free = length + (fits & -fits).bit_length() - 1
+            row = heappop(waiting[free])
+            if not waiting[free]:
+                occupied ^= 1 << free
         else:
-            free, row = room.pop(position)
-        rows[row].append(index)
-        insort(room, (free - lengths[index], row))
-    return [sorted(row) for row in rows]
+            free, row, rows = capacity, rows, rows + 1
+        row_of[index] = row
+        if left := free - length:
+            heappush(waiting[left], row)
+            occupied |= 1 << left
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=rows))]).astype(np.int64)
+    return PackedRows(np.argsort(row_of, kind="stable").astype(np.int32), bounds)
+
+
+def _check_lengths(lengths_N: np.ndarray, capacity: int) -> None:
+    for index in np.flatnonzero((lengths_N < 1) | (lengths_N > capacity))[:1]:
+        if lengths_N[index] < 1:
+            raise ValueError(f"example {index} is empty; remove it before packing")
+        raise ValueError(
+            f"example {index} has {lengths_N[index]} tokens, more than the {capacity} of a row; drop or cut it"
+        )

@@ -4,7 +4,10 @@ The encoding functions work with any fast ChatML tokenizer, the published Qwen2 
 themselves, so no default system prompt of a model's own template gets in.
 """
 
+import hashlib
+import random
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemo_vibethinker.data.records import Record
@@ -22,6 +25,7 @@ CHAT_TEMPLATE = (
 # A word with at most one leading non-letter; a digit alone; a run of symbols; line ends; other white space.
 SPLIT_PATTERN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 VOCABULARY_MULTIPLE = 64
+_BATCH_CHARACTERS = 1_000_000  # encoded at a time; the library's encodings take some 100 bytes a token
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -75,7 +79,22 @@ def _prompt_text(prompt: str, instruction: str) -> str:
     return f"{IM_START}user\n{content}{IM_END}\n{IM_START}assistant\n"
 
 
-def _encode(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
+def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
+    """A fast tokenizer from its folder; ValueError if there is none."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise ValueError(f"tokenizer {folder}: no tokenizer.json there; name the folder of a fast tokenizer")
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
+    """Hash of everything that decides how a text is split into tokens."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def encode_texts(tokenizer: "PreTrainedTokenizerFast", texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, nothing added; the library's threads share the texts."""
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
@@ -88,7 +107,7 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str],
     """
     if not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         raise ValueError(f"tokenizer has no {IM_START} and {IM_END} tokens; use a ChatML tokenizer such as Qwen2's")
-    return _encode(tokenizer, [_prompt_text(prompt, instruction) for prompt in prompts])
+    return encode_texts(tokenizer, [_prompt_text(prompt, instruction) for prompt in prompts])
 
 
 def encode_examples(
@@ -96,5 +115,36 @@ def encode_examples(
 ) -> list[tuple[list[int], int]]:
     """(token ids, prompt length in tokens) of each record; the ids end with `<|im_end|>`, the end of the response."""
     prompts = encode_prompts(tokenizer, [record.prompt for record in records], instruction)
-    responses = _encode(tokenizer, [record.response + IM_END for record in records])
+    responses = encode_texts(tokenizer, [record.response + IM_END for record in records])
     return [(prompt + response, len(prompt)) for prompt, response in zip(prompts, responses, strict=True)]
+
+
+def encode_stream(
+    tokenizer: "PreTrainedTokenizerFast", records: Iterable[Record], instruction: str
+) -> Iterator[tuple[Record, list[int], int]]:
+    """(record, token ids, prompt length) as of `encode_examples`, a million characters at a time."""
+    for batch in _batches(records):
+        for record, (tokens, prompt_length) in zip(batch, encode_examples(tokenizer, batch, instruction), strict=True):
+            yield record, tokens, prompt_length
+
+
+def _batches(records: Iterable[Record]) -> Iterator[list[Record]]:
+    batch, characters = [], 0
+    for record in records:
+        batch.append(record)
+        characters += len(record.prompt) + len(record.response)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def sample_positions(count: int, size: int, limit: int, seed: int) -> list[int]:
+    """Positions of the records that a tokenizer is trained on, ascending: all where `size` bytes are within `limit`.
+
+    Of more, a seeded sample of about `limit` bytes.
+    """
+    if size <= limit:
+        return list(range(count))
+    return sorted(random.Random(f"{seed}/tokenizer").sample(range(count), max(1, count * limit // size)))

@@ -1,69 +1,76 @@
-"""Prepare: training, probing and evaluation sets that share no 10-gram, and the tokenizer."""
+"""Prepare: training, probing and evaluation sets that share no 10-gram, the tokenizer, and SFT's tokens.
+
+Sets are streamed from the users' files to the stage's folder; what is held in memory grows by some tens of bytes a row
+(offsets, lengths, ids), plus the held-out sets.
+"""
 
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nemo_vibethinker.config import CODE_DOMAIN, Config
-from nemo_vibethinker.data.decontaminate import Overlap, find_overlaps, remove_overlaps
-from nemo_vibethinker.data.readers import DroppedRow, ReadResult, read_dataset
-from nemo_vibethinker.data.records import Record, write_jsonl
-from nemo_vibethinker.data.tokenizer import encode_examples, encode_prompts, train_tokenizer
+from nemo_vibethinker.data.decontaminate import find_overlaps
+from nemo_vibethinker.data.funnel import DROPPED_FILE, Funnel
+from nemo_vibethinker.data.progress import Progress
+from nemo_vibethinker.data.readers import Dataset, Kind
+from nemo_vibethinker.data.record_files import RecordFile, Selection
+from nemo_vibethinker.data.records import DOMAINS, Record, iterate_jsonl, read_jsonl, write_jsonl
+from nemo_vibethinker.data.token_files import TokenFileWriter
+from nemo_vibethinker.data.tokenizer import encode_stream, sample_positions, tokenizer_sha256, train_tokenizer
 from nemo_vibethinker.data.world.generate import WorldSizes, generate_world
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.reward.sandbox import SandboxError, find_sandbox
 from nemo_vibethinker.run_folder import atomic_write_text
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
-@dataclass
-class _Sets:
-    """The record sets on their way, and what was dropped from each."""
+TRAINING_SETS = ("sft", "rl_math", "rl_code")
+HELD_OUT_SETS = ("probe", "evaluation")
+TOKENIZER_BYTES = 100_000_000  # of records that the tokenizer is trained on; of more, a seeded sample
 
-    records: dict[str, list[Record]]
-    dropped: dict[str, list[DroppedRow]] = field(default_factory=dict)
-    overlaps: dict[str, list[Overlap]] = field(default_factory=dict)
-    formats: dict[str, str] = field(default_factory=dict)
-
-    def drop(self, name: str, test: Callable[[Record], str]) -> None:
-        """Remove and note the records for which `test` gives a reason."""
-        reasons = [(record, test(record)) for record in self.records[name]]
-        self.records[name] = [record for record, reason in reasons if not reason]
-        self.dropped.setdefault(name, []).extend(
-            DroppedRow(line=None, id=record.id, reason=reason) for record, reason in reasons if reason
-        )
+Sets = dict[str, Selection]
 
 
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
-    """Write the sets and the tokenizer to `folder`.
+    """Write the sets, SFT's tokens and the tokenizer to `folder`.
 
     Raises:
-        ValueError: no sandbox for the code domain, an unusable data file, or a set that ends up empty.
+        ValueError: no sandbox for the code domain, an unusable data file, sets that overlap, or one that ends up empty.
     """
-    sets = _user_sets(config) if config.data.sft or config.data.rl else _world_sets(config)
-    if any(record.domain == CODE_DOMAIN for records in sets.records.values() for record in records):
+    spool = folder / "spool"  # usable records as they were read
+    shutil.rmtree(spool, ignore_errors=True)
+    spool.mkdir()
+    funnel = Funnel(folder)
+    sets = _user_sets(config, spool, funnel) if config.data.sft or config.data.rl else _world_sets(config, spool)
+    if any(CODE_DOMAIN in records.domains() for records in sets.values()):
         _require_sandbox()
-    _decontaminate(sets)
-    tokenizer = train_tokenizer(
-        (text for record in sets.records["sft"] for text in (record.prompt, record.response)), config.data.vocab_size
-    )
-    _drop_long(config, sets, tokenizer)
-    for name in ("sft", "probe", "evaluation"):
-        if not sets.records[name]:
-            first = sets.dropped.get(name) or [DroppedRow(line=None, id="", reason="none was given")]
-            raise ValueError(f"the {name} set is empty after filtering; first reason: {first[0].reason}")
+    sets = _decontaminated(sets, funnel)
+    tokenizer = train_tokenizer(_sampled_texts(config, sets["sft"]), config.data.vocab_size)
     tokenizer.save_pretrained(folder / "tokenizer")
-    for name, records in sets.records.items():
-        write_jsonl(folder / f"{name}.jsonl", records)
-    funnel = _funnel(sets)
-    atomic_write_text(folder / "funnel.json", json.dumps(funnel, indent=1))
-    counts = {name: len(records) for name, records in sets.records.items()}
-    context.say(f"{', '.join(f'{name} {count:,}' for name, count in counts.items())}; {_losses(sets)}")
-    outputs = {f"{name}_data": folder / f"{name}.jsonl" for name in sets.records}
-    outputs |= {"tokenizer": folder / "tokenizer", "funnel": folder / "funnel.json"}
-    return StageResult(outputs=outputs, metrics={"records": counts, "vocabulary": len(tokenizer)})
+    counts = _write_sets(config, sets, tokenizer, folder, funnel)
+    check_disjoint({name: folder / f"{name}.jsonl" for name in sets})
+    funnel.close()
+    atomic_write_text(folder / "funnel.json", json.dumps(funnel.to_dict() | {"disjoint": True}, indent=1))
+    for line in funnel.lines():
+        context.say(line)
+    dropped, removed = funnel.lost
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    context.say(f"{shown}; {dropped:,} rows dropped, {removed:,} removed as overlapping ({DROPPED_FILE} names each)")
+    shutil.rmtree(spool)
+    outputs = {f"{name}_data": folder / f"{name}.jsonl" for name in sets}
+    for name, file in (("tokenizer", "tokenizer"), ("sft_tokens", "sft_tokens"), ("funnel", "funnel.json")):
+        outputs[name] = folder / file
+    return StageResult(
+        outputs=outputs | {"dropped": folder / DROPPED_FILE},
+        metrics={"records": counts, "vocabulary": len(tokenizer)},
+    )
 
 
 def _require_sandbox() -> None:
@@ -73,7 +80,7 @@ def _require_sandbox() -> None:
         raise ValueError(f"the code domain needs a sandbox: {error}") from error
 
 
-def _world_sets(config: Config) -> _Sets:
+def _world_sets(config: Config, spool: Path) -> Sets:
     data = config.data
     sizes = WorldSizes(
         sft_problems_per_domain=data.sft_problems_per_domain,
@@ -86,109 +93,185 @@ def _world_sets(config: Config) -> _Sets:
         evaluation_code=data.evaluation_code_problems,
     )
     world = generate_world(config.seed, sizes)
-    return _Sets({name: getattr(world, name) for name in ("sft", "rl_math", "rl_code", "probe", "evaluation")})
+    names = (*TRAINING_SETS, *HELD_OUT_SETS)
+    return {name: Selection(RecordFile(spool / f"{name}.jsonl", getattr(world, name))) for name in names}
 
 
-def _user_sets(config: Config) -> _Sets:
-    """The user's files: probing and evaluation problems are held out of the RL file, the rest trains."""
-    sft_path = config.data.sft or config.data.rl
-    rl_path = config.data.rl or config.data.sft
+def _user_sets(config: Config, spool: Path, funnel: Funnel) -> Sets:
+    """The user's files; probing and evaluation problems that have no file are held out of the RL file."""
+    data = config.data
+    sft_path, rl_path = data.sft or data.rl, data.rl or data.sft
     assert sft_path is not None
     assert rl_path is not None
-    sft, rl = read_dataset(sft_path, kind="sft"), read_dataset(rl_path, kind="rl")
-    probe, evaluation, rest = _hold_out(config, rl)
-    sets = _Sets(
-        {
-            "sft": sft.records,
-            "rl_math": [record for record in rest if record.domain != CODE_DOMAIN],
-            "rl_code": [record for record in rest if record.domain == CODE_DOMAIN],
-            "probe": probe,
-            "evaluation": evaluation,
-        }
-    )
-    sets.dropped = {"sft": list(sft.dropped), "rl_math": list(rl.dropped)}
-    sets.formats = {"sft": sft.format, "rl": rl.format}
+    sft = _spooled([sft_path], "sft", spool / "sft.jsonl", funnel, "sft", "sft")
+    rl = _spooled([rl_path], "rl", spool / "rl.jsonl", funnel, "rl_math", "rl")
+    probe, evaluation, rest = hold_out(config, rl)
+    sets = {
+        "sft": Selection(sft),
+        "rl_math": Selection(rl, (number for number in rest if rl.domain(number) != CODE_DOMAIN)),
+        "rl_code": Selection(rl, (number for number in rest if rl.domain(number) == CODE_DOMAIN)),
+        "probe": Selection(rl, probe),
+        "evaluation": Selection(rl, evaluation),
+    }
+    for name, paths in (("probe", data.probe), ("evaluation", data.evaluation)):
+        if paths:
+            sets[name] = Selection(_spooled(paths, "rl", spool / f"{name}.jsonl", funnel, name, name))
     return sets
 
 
-def _hold_out(config: Config, rl: ReadResult) -> tuple[list[Record], list[Record], list[Record]]:
-    """(probing, evaluation, rest): of each domain at most the configured number, never more than a fifth each."""
-    probe: list[Record] = []
-    evaluation: list[Record] = []
-    rest: list[Record] = []
-    for domain in sorted({record.domain for record in rl.records}):
-        records = [record for record in rl.records if record.domain == domain]
-        random.Random(f"{config.seed}/{domain}").shuffle(records)
-        fifth = max(1, len(records) // 5)
-        probes = 0 if domain == CODE_DOMAIN else min(config.data.probe_problems_per_domain, fifth)
-        wanted = config.data.evaluation_code_problems if domain == CODE_DOMAIN else None
-        held = probes + min(wanted or config.data.evaluation_problems_per_domain, fifth)
-        probe += records[:probes]
-        evaluation += records[probes:held]
-        rest += records[held:]
+def _spooled(paths: Sequence[str], kind: Kind, file: Path, funnel: Funnel, name: str, label: str) -> RecordFile:
+    """The usable records of some datasets; the others are dropped from set `name`. `label` names the formats."""
+    formats: dict[str, None] = {}
+    prefixes = _prefixes(paths)
+
+    def records() -> Iterator[Record]:
+        for path, prefix in zip(paths, prefixes, strict=True):
+            dataset, progress = Dataset(path), Progress(f"reading {path}")
+            usable = 0
+            first = ""
+            for number, row in enumerate(dataset.rows(kind), start=1):
+                progress.show(number)
+                if row.record:
+                    usable += 1
+                    yield replace(row.record, id=prefix + row.id) if prefix else row.record
+                else:
+                    first = first or f"; line {row.line}: {row.reason}"
+                    funnel.drop(name, row.line, prefix + row.id, row.reason)
+            if not usable:
+                raise ValueError(f"dataset {path} has no usable row for {kind}{first}")
+            formats[dataset.format] = None
+
+    spooled = RecordFile(file, records())
+    funnel.formats[label] = ", ".join(formats)
+    return spooled
+
+
+def _prefixes(paths: Sequence[str]) -> list[str]:
+    """What tells the ids of several datasets apart: as much of the end of their paths as differs; "" for one alone."""
+    if len(paths) == 1:
+        return [""]
+    for parts in range(1, max(len(Path(path).parts) for path in paths) + 1):
+        labels = ["/".join(Path(path).parts[-parts:]) for path in paths]
+        if len(set(labels)) == len(labels):
+            return [f"{label}:" for label in labels]
+    raise ValueError(f"{', '.join(paths)}: the same dataset is named twice")
+
+
+def hold_out(config: Config, rl: RecordFile) -> tuple[list[int], list[int], array]:
+    """Numbers of the (probing, evaluation, other) records.
+
+    Of each domain at most the configured number is held out, never more than a fifth each, and none for a set that
+    has files of its own.
+    """
+    data = config.data
+    probe: list[int] = []
+    evaluation: list[int] = []
+    rest = array("i")
+    for domain in sorted(DOMAINS):
+        numbers = array("i", (number for number in range(len(rl)) if rl.domain(number) == domain))
+        random.Random(f"{config.seed}/{domain}").shuffle(numbers)
+        fifth, is_code = max(1, len(numbers) // 5), domain == CODE_DOMAIN
+        wanted = (data.evaluation_code_problems if is_code else 0) or data.evaluation_problems_per_domain
+        probes = 0 if is_code or data.probe else min(data.probe_problems_per_domain, fifth)
+        held = probes + (0 if data.evaluation else min(wanted, fifth))
+        probe += numbers[:probes]
+        evaluation += numbers[probes:held]
+        rest += numbers[held:]
     return probe, evaluation, rest
 
 
-def _decontaminate(sets: _Sets) -> None:
-    """Remove training rows that share a 10-gram with a held-out row, and probing rows that share one with evaluation.
+def _decontaminated(sets: Sets, funnel: Funnel) -> Sets:
+    """The sets without training rows that share a 10-gram with held-out ones, and probing rows with evaluation ones."""
+    evaluation = list(sets["evaluation"])
+    probe = _without_overlaps("probe", sets["probe"], evaluation, funnel)
+    held_out = [*probe, *evaluation]
+    training = {name: _without_overlaps(name, sets[name], held_out, funnel) for name in TRAINING_SETS}
+    return training | {"probe": probe, "evaluation": sets["evaluation"]}
+
+
+def _without_overlaps(name: str, records: Selection, held_out: Sequence[Record], funnel: Funnel) -> Selection:
+    overlaps = find_overlaps(records, held_out)
+    for overlap in overlaps:
+        funnel.remove(name, overlap)
+    removed = {overlap.train_id for overlap in overlaps}
+    return records.keep(i for i, record in enumerate(records) if record.id not in removed) if removed else records
+
+
+def check_disjoint(sets: Mapping[str, Path]) -> None:
+    """Compare what was written once more.
 
     Raises:
-        ValueError: an overlap is left.
+        ValueError: a training row shares a 10-gram with a held-out one, or a probing row with an evaluation one.
     """
-    probe, evaluation = sets.records["probe"], sets.records["evaluation"]
-    sets.records["probe"], sets.overlaps["probe"] = remove_overlaps(probe, evaluation)
-    probe = sets.records["probe"]
-    for name in ("sft", "rl_math", "rl_code"):
-        sets.records[name], sets.overlaps[name] = remove_overlaps(sets.records[name], [*probe, *evaluation])
-    training = [record for name in ("sft", "rl_math", "rl_code") for record in sets.records[name]]
-    left = find_overlaps(training, [*probe, *evaluation]) + find_overlaps(probe, evaluation)
-    if left:
-        raise ValueError(f"{left[0].train_id} still shares '{left[0].shared_text}' with {left[0].held_out_id}")
+    probe, evaluation = (read_jsonl(sets[name]) for name in HELD_OUT_SETS)
+    for name in (*TRAINING_SETS, "probe"):
+        held_out = evaluation if name == "probe" else [*probe, *evaluation]
+        records = iterate_jsonl(sets[name])
+        left = find_overlaps(records, held_out)  # pyright: ignore[reportArgumentType] (it reads them once, in order)
+        if left:
+            first = left[0]
+            raise ValueError(f"{name}: {first.train_id} still shares '{first.shared_text}' with {first.held_out_id}")
 
 
-def _drop_long(config: Config, sets: _Sets, tokenizer: Any) -> None:
-    """Drop, by name, rows that do not fit the windows of the stages that would use them."""
-    instruction, window = config.data.instruction, config.scale.model.max_position_embeddings
-    lengths = [len(tokens) for tokens, _ in encode_examples(tokenizer, sets.records["sft"], instruction)]
-    _drop_by_length(sets, "sft", lengths, config.sft.seq_length, "sft.seq_length")
-    longest = max(config.evaluate.sampling.max_response_length, config.probe.sampling.max_response_length)
-    for stage in ("math_16k", "math_32k", "code"):
-        longest = max(longest, getattr(config.signal, stage).sampling.max_response_length)
-    for name in ("rl_math", "rl_code", "probe", "evaluation"):
-        prompts = encode_prompts(tokenizer, [record.prompt for record in sets.records[name]], instruction)
-        limit = max(1, window - longest)
-        _drop_by_length(sets, name, [len(p) for p in prompts], limit, "window less the longest response")
+def _sampled_texts(config: Config, records: Selection) -> Iterator[str]:
+    """Prompts and responses that the tokenizer is trained on."""
+    for position in sample_positions(len(records), records.size, TOKENIZER_BYTES, config.seed):
+        record = records[position]
+        yield record.prompt
+        yield record.response
 
 
-def _drop_by_length(sets: _Sets, name: str, lengths: Sequence[int], limit: int, what: str) -> None:
-    length_of = {record.id: length for record, length in zip(sets.records[name], lengths, strict=True)}
-    sets.drop(
-        name,
-        lambda r: f"{length_of[r.id]} tokens, more than {limit} ({what})" if length_of[r.id] > limit else "",
-    )
+def _write_sets(
+    config: Config, sets: Sets, tokenizer: "PreTrainedTokenizerFast", folder: Path, funnel: Funnel
+) -> dict[str, int]:
+    """Write the records that fit the windows of the stages that would use them; returns how many each set has."""
+    counts = {}
+    sha256 = tokenizer_sha256(tokenizer)
+    with TokenFileWriter(folder / "sft_tokens", vocabulary=len(tokenizer), tokenizer_sha256=sha256) as tokens:
+        for name, records in sets.items():
+            domains: Counter[str] = Counter()
+            fitting = _fitting(config, name, records, tokenizer, funnel, domains, tokens if name == "sft" else None)
+            counts[name] = write_jsonl(folder / f"{name}.jsonl", fitting)
+            funnel.keep(name, counts[name], domains)
+            if not counts[name] and name in ("sft", *HELD_OUT_SETS):
+                raise ValueError(f"the {name} set is empty after filtering; first reason: {funnel.first_reason(name)}")
+    return counts
 
 
-def _funnel(sets: _Sets) -> dict[str, Any]:
-    rows = {}
-    for name, records in sets.records.items():
-        dropped, overlaps = sets.dropped.get(name, []), sets.overlaps.get(name, [])
-        rows[name] = {
-            "read": len(records) + len(dropped) + len(overlaps),
-            "kept": len(records),
-            "dropped": [asdict(row) for row in dropped],
-        }
-    return {
-        "sets": rows,
-        "formats": sets.formats,
-        "overlaps_removed": [asdict(overlap) for overlaps in sets.overlaps.values() for overlap in overlaps],
-        "disjoint": True,  # _decontaminate has checked it on the final sets, else the stage has failed
-    }
+def _fitting(
+    config: Config,
+    name: str,
+    records: Selection,
+    tokenizer: "PreTrainedTokenizerFast",
+    funnel: Funnel,
+    domains: Counter[str],
+    writer: TokenFileWriter | None,
+) -> Iterator[Record]:
+    """The records that fit, measured and, for SFT, tokenised on their way."""
+    window, what = _window(config, name)
+    progress = Progress(f"tokenising {name}", len(records))
+    stream = encode_stream(tokenizer, records, config.data.instruction)
+    for number, (record, tokens, prompt) in enumerate(stream, start=1):
+        progress.show(number)
+        counted = len(tokens) if name == "sft" else prompt
+        response = len(tokens) - prompt if record.response else 0
+        funnel.measure(name, prompt=prompt, response=response, counted=counted, window=window)
+        if counted > window:
+            funnel.drop(name, None, record.id, f"{counted} tokens, more than {window} ({what})")
+            continue
+        if writer:
+            writer.add(tokens, prompt)
+        domains[record.domain] += 1
+        yield record
 
 
-def _losses(sets: _Sets) -> str:
-    dropped = sum(len(rows) for rows in sets.dropped.values())
-    removed = sum(len(overlaps) for overlaps in sets.overlaps.values())
-    return f"{dropped} rows dropped, {removed} removed as overlapping (funnel.json names each)"
+def _window(config: Config, name: str) -> tuple[int, str]:
+    """Most tokens of an example, or elsewhere of a prompt, and which limit that is."""
+    if name == "sft":
+        return config.sft.seq_length, "sft.seq_length"
+    stages = (config.signal.math_16k, config.signal.math_32k, config.signal.code, config.probe, config.evaluate)
+    longest = max(stage.sampling.max_response_length for stage in stages)
+    return max(1, config.scale.model.max_position_embeddings - longest), "window less the longest response"
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG + rules,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", help="a file, a folder of files, or owner/name[:config[:split]] of the Hugging Face hub")
+    parser.add_argument("path", help="a file, a folder of files, or owner/name[:config[:split]] of the hub")
     parser.add_argument("--kind", choices=("sft", "rl"), help="what it is for (default: only prompts are asked for)")
     parser.add_argument("--head", type=int, default=0, metavar="N", help="print the first N records (default: 0)")
     parser.add_argument("--limit", type=int, metavar="N", help="look at the first N rows only (default: all)")
