@@ -89,7 +89,10 @@ def _first_solution(row: dict[str, Any]) -> str:
 def _tests(row: dict[str, Any]) -> tuple[Test, ...]:
     metadata = _decoded(row.get("metadata"))
     function = metadata.get("func_name") if isinstance(metadata, dict) else None
-    return parse_tests(row.get("tests") or row.get("input_output"), entry_point=function or "")
+    tests = _decoded(row.get("tests") or row.get("input_output"))
+    if isinstance(tests, str) and tests.lstrip()[:1] in ("[", "{"):
+        raise ValueError("column tests or input_output is torn JSON")
+    return parse_tests(tests, entry_point=function or "")
 
 
 def _decoded(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import IO, Any
 RawRow = tuple[int, dict[str, Any], str]  # line from 1, the decoded row, why it could not be decoded
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json", ".parquet")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]*){0,2}")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(:[\w.-]*){0,2}")
 _BOM = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 256  # decoded at a time; rows of reasoning data can be 100 KB each
 

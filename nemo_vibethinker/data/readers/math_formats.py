@@ -57,7 +57,7 @@ def _final_answer(answer: str, kind: Kind | None) -> str:
 
 
 def _domain(row: dict[str, Any], *columns: str) -> str:
-    given = (row.get(column) for column in columns)
+    given = (str(row.get(column)) for column in columns)
     return next((MATH_SUBJECT_DOMAINS[name] for name in given if name in MATH_SUBJECT_DOMAINS), "math")
 
 
