@@ -19,12 +19,12 @@ SEQ_LENGTH = 2048
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """Problems of 13 words with solutions of 25, as JSON lines."""
+    """Problems of ten words with solutions of ten, as JSON lines."""
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghiklmnoprstuw", k=rng.randint(2, 9))) for _ in range(20_000)]
     with path.open("w") as file:
         for number in range(rows):
-            prompt, response = " ".join(rng.choices(words, k=12)), " ".join(rng.choices(words, k=24))
+            prompt, response = " ".join(rng.choices(words, k=9)), " ".join(rng.choices(words, k=9))
             row = {
                 "problem": f"{prompt} {number}?",
                 "solution": f"{response} \\boxed{{{number}}}",
@@ -67,9 +67,7 @@ def _peak_mb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rows", type=int, nargs="+", default=[50_000, 200_000], help="of each set (default: both)"
-    )
+    parser.add_argument("--rows", type=int, nargs="+", default=[50_000, 200_000], help="of each set (default: both)")
     parser.add_argument("--step", nargs=3, metavar=("STEP", "DATA", "FOLDER"), help="what a child process runs")
     options = parser.parse_args()
     if options.step:

@@ -84,6 +84,20 @@ def test_tokens_are_those_of_the_records(own_data: str, tmp_path: Path) -> None:
     assert f"algebra {len(expected)}" in line
 
 
+def test_what_a_killed_attempt_left_is_replaced(own_data: str, tmp_path: Path) -> None:
+    sets, _, _ = run(config_for(sft=own_data), tmp_path / "out")
+    left = tmp_path / "killed"
+    (left / "spool").mkdir(parents=True)
+    (left / "sft_tokens").mkdir()
+    for name in ("spool/rl.jsonl", ".sft.jsonl.x7", ".dropped.jsonl", "sft_tokens/tokens.bin", "sft.jsonl"):
+        (left / name).write_text("half a li")
+    again, _, _ = run(config_for(sft=own_data), left)
+    assert again == sets
+    assert sorted(path.name for path in left.iterdir()) == sorted(path.name for path in (tmp_path / "out").iterdir())
+    first, second = TokenFile(tmp_path / "out" / "sft_tokens"), TokenFile(left / "sft_tokens")
+    assert first.content_sha256 == second.content_sha256
+
+
 def test_held_out_of_the_rl_file_as_it_was_before(tmp_path: Path) -> None:
     rows = [problem(f"r{i}", i, domain=domain) for i, domain in enumerate(["algebra", "geometry", "math"] * 20)]
     file = RecordFile(tmp_path / "rl.jsonl", (Record(**row) for row in rows))

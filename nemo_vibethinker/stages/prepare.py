@@ -44,9 +44,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     Raises:
         ValueError: no sandbox for the code domain, an unusable data file, sets that overlap, or one that ends up empty.
     """
-    spool = folder / "spool"  # usable records as they were read
-    shutil.rmtree(spool, ignore_errors=True)
-    spool.mkdir()
+    spool = _empty_spool(folder)
     funnel = Funnel(folder)
     sets = _user_sets(config, spool, funnel) if config.data.sft or config.data.rl else _world_sets(config, spool)
     if any(CODE_DOMAIN in records.domains() for records in sets.values()):
@@ -71,6 +69,16 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         outputs=outputs | {"dropped": folder / DROPPED_FILE},
         metrics={"records": counts, "vocabulary": len(tokenizer)},
     )
+
+
+def _empty_spool(folder: Path) -> Path:
+    """Where usable records are kept as they were read; what a killed attempt left half-written is removed."""
+    spool = folder / "spool"
+    shutil.rmtree(spool, ignore_errors=True)
+    for leftover in folder.glob(".*.jsonl*"):
+        leftover.unlink()
+    spool.mkdir()
+    return spool
 
 
 def _require_sandbox() -> None:

@@ -50,16 +50,13 @@ class Dataset:
     """A dataset by its path or hub name: `owner/name`, `owner/name:config` or `owner/name:config:split`.
 
     A folder is read whole, file by file in the order of their names, so name the file or folder of one split.
-    `format` is the name of the format, empty until a row has been read. `files` and their `size` in bytes are empty
-    and 0 for a dataset of the hub.
+    `format` is the name of the format, empty until a row has been read; `files` is empty for a dataset of the hub.
     """
 
     def __init__(self, path: str | Path) -> None:
         """ValueError if nothing is there; a hub name is looked up when it is read."""
         self.name = str(path)
-        self.is_hub = is_hub_name(self.name)
-        self.files = [] if self.is_hub else data_files(Path(path))
-        self.size = sum(file.stat().st_size for file in self.files)
+        self.files = [] if is_hub_name(self.name) else data_files(Path(path))
         self.format = ""
         self._root = Path(path)
 
@@ -91,7 +88,7 @@ class Dataset:
             raise ValueError(f"dataset {self.name} is empty")
 
     def _raw_rows(self) -> Iterator[tuple[str, RawRow]]:
-        if self.is_hub:
+        if not self.files:
             stem = self.name.partition(":")[0].rpartition("/")[2]
             yield from ((stem, row) for row in hub_rows(self.name))
         for file in self.files:
