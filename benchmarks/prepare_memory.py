@@ -1,5 +1,7 @@
 """Time and peak memory of the prepare stage and of SFT's data on generated short rows, each in a process of its own.
 
+The RL file has 2,000 rows. Peak memory is that of the process (ru_maxrss).
+
 python benchmarks/prepare_memory.py --rows 50000 200000
 """
 
@@ -18,9 +20,9 @@ from typing import cast
 SEQ_LENGTH = 2048
 
 
-def write_rows(path: Path, rows: int) -> None:
+def write_rows(path: Path, rows: int, seed: int) -> None:
     """Problems of ten words with solutions of ten, as JSON lines."""
-    rng = random.Random(0)
+    rng = random.Random(seed)
     words = ["".join(rng.choices("abcdefghiklmnoprstuw", k=rng.randint(2, 9))) for _ in range(20_000)]
     with path.open("w") as file:
         for number in range(rows):
@@ -40,7 +42,7 @@ def measure_prepare(data: Path, folder: Path) -> None:
     from nemo_vibethinker.stages import prepare
 
     config = Config()
-    config.data.sft = str(data)
+    config.data.sft, config.data.rl = str(data), str(data.with_name("rl.jsonl"))
     config.scale.model.max_position_embeddings = config.sft.seq_length = SEQ_LENGTH
     base, began = _peak_mb(), time.monotonic()
     folder.mkdir()
@@ -50,8 +52,8 @@ def measure_prepare(data: Path, folder: Path) -> None:
 
 def measure_sft(folder: Path) -> None:
     """Open and pack the token files, read a hundred rows; print seconds and peak MB."""
+    from nemo_vibethinker.data.packing import PackedData
     from nemo_vibethinker.data.token_files import TokenFile
-    from nemo_vibethinker.stages.sft import PackedData
 
     base, began = _peak_mb(), time.monotonic()
     data = PackedData(TokenFile(folder / "sft_tokens"), SEQ_LENGTH, 0)
@@ -77,7 +79,8 @@ def main() -> None:
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as temporary:
             data, folder = Path(temporary) / "rows.jsonl", Path(temporary) / "out"
-            write_rows(data, rows)
+            write_rows(data, rows, seed=0)
+            write_rows(data.with_name("rl.jsonl"), 2_000, seed=1)
             print(f"{rows:,} rows, {data.stat().st_size / 1e6:.0f} MB", flush=True)
             for step in ("prepare", "sft"):
                 subprocess.run([sys.executable, __file__, "--step", step, str(data), str(folder)], check=True)

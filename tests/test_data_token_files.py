@@ -35,7 +35,9 @@ def test_examples_are_read_back(tmp_path: Path, vocabulary: int, width: int) -> 
     assert file[-1] == rows[-1]
     assert file.lengths.tolist() == [len(tokens) for tokens, _ in rows]
     assert (tmp_path / "t" / "tokens.bin").stat().st_size == width * sum(len(tokens) for tokens, _ in rows)
-    assert file.tokenizer_sha256 == "abc"
+    file.require_tokenizer("abc")
+    with pytest.raises(ValueError, match="made with another tokenizer"):
+        file.require_tokenizer("abd")
     file.verify()
     with pytest.raises(IndexError):
         file[len(rows)]

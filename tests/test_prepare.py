@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from nemo_vibethinker.config import Config, validate
-from nemo_vibethinker.data.packing import pack_examples
+from nemo_vibethinker.data.funnel import Funnel
+from nemo_vibethinker.data.packing import PackedData, pack_examples
 from nemo_vibethinker.data.record_files import RecordFile, Selection
 from nemo_vibethinker.data.records import Record, read_jsonl, write_jsonl
+from nemo_vibethinker.data.sets import HELD_OUT_SETS, TRAINING_SETS, hold_out, user_sets
 from nemo_vibethinker.data.token_files import Example, TokenFile
 from nemo_vibethinker.data.tokenizer import encode_examples, load_tokenizer, sample_positions
 from nemo_vibethinker.pipeline import StageContext
@@ -55,7 +57,7 @@ def run(config: Config, folder: Path) -> tuple[dict[str, list[Record]], dict[str
     result = prepare.run(config, {}, folder, context)
     assert all(path.exists() for path in result.outputs.values())
     assert not (folder / "spool").exists()
-    names = (*prepare.TRAINING_SETS, *prepare.HELD_OUT_SETS)
+    names = (*TRAINING_SETS, *HELD_OUT_SETS)
     sets = {name: read_jsonl(folder / f"{name}.jsonl") for name in names}
     return sets, json.loads((folder / "funnel.json").read_text()), said
 
@@ -102,7 +104,7 @@ def test_held_out_of_the_rl_file_as_it_was_before(tmp_path: Path) -> None:
     rows = [problem(f"r{i}", i, domain=domain) for i, domain in enumerate(["algebra", "geometry", "math"] * 20)]
     file = RecordFile(tmp_path / "rl.jsonl", (Record(**row) for row in rows))
     config = config_for(sft=str(tmp_path / "rl.jsonl"), probe_problems_per_domain=3)
-    probe, evaluation, rest = prepare.hold_out(config, file)
+    probe, evaluation, rest = hold_out(config, file)
     expected: dict[str, list[str]] = {"probe": [], "evaluation": [], "rest": []}
     for domain in ("algebra", "geometry", "math"):  # the same by whole records, as a list is shuffled
         records = [row["id"] for row in rows if row["domain"] == domain]
@@ -174,7 +176,7 @@ def test_every_lost_row_is_named_and_counted(tmp_path: Path) -> None:
 
 def test_outputs_that_overlap_are_refused(tmp_path: Path) -> None:
     shared = Record(**problem("held", 1))
-    paths = {name: tmp_path / f"{name}.jsonl" for name in (*prepare.TRAINING_SETS, *prepare.HELD_OUT_SETS)}
+    paths = {name: tmp_path / f"{name}.jsonl" for name in (*TRAINING_SETS, *HELD_OUT_SETS)}
     contents = {name: [Record(**problem("other", 2))] for name in paths}
     contents["probe"] = [Record(**problem("p", 3))]
     contents["evaluation"] = [shared]
@@ -197,8 +199,9 @@ def test_a_set_without_rows_says_why(own_data: str, tmp_path: Path) -> None:
     empty = write(tmp_path / "answers.jsonl", problem("e", 300, answer=""))
     with pytest.raises(ValueError, match=r"answers\.jsonl has no usable row for rl; line 1: no answer"):
         run(config_for(sft=own_data, evaluation=[empty]), tmp_path / "out")
+    config = config_for(sft=own_data, probe=[own_data, own_data.replace("/own", "/./own")])
     with pytest.raises(ValueError, match="the same dataset is named twice"):
-        prepare._prefixes([own_data, own_data])
+        user_sets(config, tmp_path, Funnel(tmp_path))
 
 
 def test_settings_without_own_data_are_refused() -> None:
@@ -230,8 +233,6 @@ def rows_before(examples: list[Example], seq_length: int, seed: int, count: int)
 
 
 def test_packed_rows_from_files_are_those_from_memory(own_data: str, tmp_path: Path) -> None:
-    from nemo_vibethinker.stages.sft import PackedData
-
     sets, _, _ = run(config_for(sft=own_data), tmp_path / "out")
     examples = encode_examples(load_tokenizer(tmp_path / "out" / "tokenizer"), sets["sft"], Config().data.instruction)
     from_files = PackedData(TokenFile(tmp_path / "out" / "sft_tokens"), 256, seed=3)
@@ -241,16 +242,3 @@ def test_packed_rows_from_files_are_those_from_memory(own_data: str, tmp_path: P
     assert [from_files.row(i) for i in range(count)] == expected
     assert [from_memory.row(i) for i in range(count)] == expected
     assert from_files.row(0) == expected[0]  # back to an earlier epoch
-
-
-def test_sft_refuses_tokens_of_another_tokenizer(own_data: str, tmp_path: Path) -> None:
-    from nemo_vibethinker.stages import sft
-
-    run(config_for(sft=own_data), tmp_path / "a")
-    run(config_for(sft=own_data, vocab_size=448), tmp_path / "b")
-    tokens = {"sft_tokens": tmp_path / "a" / "sft_tokens"}
-    assert len(sft._token_file(tokens, load_tokenizer(tmp_path / "a" / "tokenizer")))
-    with pytest.raises(ValueError, match="made with another tokenizer"):
-        sft._token_file(tokens, load_tokenizer(tmp_path / "b" / "tokenizer"))
-    with pytest.raises(ValueError, match="no sft_tokens"):
-        sft._token_file({}, load_tokenizer(tmp_path / "a" / "tokenizer"))

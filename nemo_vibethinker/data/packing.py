@@ -1,11 +1,15 @@
 """Pack variable-length SFT examples into rows of a fixed number of tokens, without letting samples touch."""
 
+import random
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
+
+from nemo_vibethinker.data.token_files import Example, TokenFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +68,32 @@ def _check_lengths(lengths_N: np.ndarray, capacity: int) -> None:
         raise ValueError(
             f"example {index} has {lengths_N[index]} tokens, more than the {capacity} of a row; drop or cut it"
         )
+
+
+class PackedData:
+    """Examples packed into rows of at most `seq_length` tokens; the rows of an epoch come in a seeded order.
+
+    `row(i)` is row i of the endless sequence of epochs, so the data order is a function of the seed and the position
+    alone. Packing needs the lengths only; tokens are read for the rows that are asked for.
+    """
+
+    def __init__(self, examples: Sequence[Example], seq_length: int, seed: int) -> None:
+        known = examples.lengths if isinstance(examples, TokenFile) else [len(tokens) for tokens, _ in examples]
+        self._examples = examples
+        self._shuffled = array("i", range(len(examples)))
+        random.Random(seed).shuffle(self._shuffled)  # rows of examples of like length come from all over the data
+        self._rows = pack_examples(np.asarray(known)[np.asarray(self._shuffled)], seq_length)
+        self._seed = seed
+        self._order: tuple[int, array] = (-1, array("i"))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, position: int) -> list[Example]:
+        """The examples of one packed row."""
+        epoch, index = divmod(position, len(self._rows))
+        if self._order[0] != epoch:
+            order = array("i", range(len(self._rows)))
+            random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return [self._examples[self._shuffled[i]] for i in self._rows[self._order[1][index]]]

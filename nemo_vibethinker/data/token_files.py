@@ -104,6 +104,11 @@ class TokenFile(Sequence[Example]):
         tokens = self._tokens[self._offsets[number] : self._offsets[number + 1]]
         return tokens.tolist(), int(self._prompt_lengths[number])
 
+    def require_tokenizer(self, sha256: str) -> None:
+        """ValueError unless the tokens were made with the tokenizer of this hash."""
+        if sha256 != self.tokenizer_sha256:
+            raise ValueError(f"{self._folder} was made with another tokenizer; run prepare again")
+
     def verify(self) -> None:
         """Read everything and compare it with the content hash; ValueError if it has changed."""
         digests = []

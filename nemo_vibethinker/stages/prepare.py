@@ -5,12 +5,9 @@ Sets are streamed from the users' files to the stage's folder; what is held in m
 """
 
 import json
-import random
 import shutil
-from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +15,11 @@ from nemo_vibethinker.config import CODE_DOMAIN, Config
 from nemo_vibethinker.data.decontaminate import find_overlaps
 from nemo_vibethinker.data.funnel import DROPPED_FILE, Funnel
 from nemo_vibethinker.data.progress import Progress
-from nemo_vibethinker.data.readers import Dataset, Kind
-from nemo_vibethinker.data.record_files import RecordFile, Selection
-from nemo_vibethinker.data.records import DOMAINS, Record, iterate_jsonl, read_jsonl, write_jsonl
+from nemo_vibethinker.data.record_files import Selection
+from nemo_vibethinker.data.records import Record, iterate_jsonl, read_jsonl, write_jsonl
+from nemo_vibethinker.data.sets import HELD_OUT_SETS, TRAINING_SETS, Sets, user_sets, world_sets
 from nemo_vibethinker.data.token_files import TokenFileWriter
 from nemo_vibethinker.data.tokenizer import encode_stream, sample_positions, tokenizer_sha256, train_tokenizer
-from nemo_vibethinker.data.world.generate import WorldSizes, generate_world
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.reward.sandbox import SandboxError, find_sandbox
 from nemo_vibethinker.run_folder import atomic_write_text
@@ -31,11 +27,7 @@ from nemo_vibethinker.run_folder import atomic_write_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TRAINING_SETS = ("sft", "rl_math", "rl_code")
-HELD_OUT_SETS = ("probe", "evaluation")
 TOKENIZER_BYTES = 100_000_000  # of records that the tokenizer is trained on; of more, a seeded sample
-
-Sets = dict[str, Selection]
 
 
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
@@ -46,7 +38,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     """
     spool = _empty_spool(folder)
     funnel = Funnel(folder)
-    sets = _user_sets(config, spool, funnel) if config.data.sft or config.data.rl else _world_sets(config, spool)
+    sets = user_sets(config, spool, funnel) if config.data.sft or config.data.rl else world_sets(config, spool)
     if any(CODE_DOMAIN in records.domains() for records in sets.values()):
         _require_sandbox()
     sets = _decontaminated(sets, funnel)
@@ -86,106 +78,6 @@ def _require_sandbox() -> None:
         find_sandbox()
     except SandboxError as error:
         raise ValueError(f"the code domain needs a sandbox: {error}") from error
-
-
-def _world_sets(config: Config, spool: Path) -> Sets:
-    data = config.data
-    sizes = WorldSizes(
-        sft_problems_per_domain=data.sft_problems_per_domain,
-        rl_per_domain=data.rl_problems_per_domain,
-        probe_per_domain=data.probe_problems_per_domain,
-        evaluation_per_domain=data.evaluation_problems_per_domain,
-        sft_code_problems=data.sft_code_problems,
-        rl_code=data.rl_code_problems,
-        probe_code=0,
-        evaluation_code=data.evaluation_code_problems,
-    )
-    world = generate_world(config.seed, sizes)
-    names = (*TRAINING_SETS, *HELD_OUT_SETS)
-    return {name: Selection(RecordFile(spool / f"{name}.jsonl", getattr(world, name))) for name in names}
-
-
-def _user_sets(config: Config, spool: Path, funnel: Funnel) -> Sets:
-    """The user's files; probing and evaluation problems that have no file are held out of the RL file."""
-    data = config.data
-    sft_path, rl_path = data.sft or data.rl, data.rl or data.sft
-    assert sft_path is not None
-    assert rl_path is not None
-    sft = _spooled([sft_path], "sft", spool / "sft.jsonl", funnel, "sft", "sft")
-    rl = _spooled([rl_path], "rl", spool / "rl.jsonl", funnel, "rl_math", "rl")
-    probe, evaluation, rest = hold_out(config, rl)
-    sets = {
-        "sft": Selection(sft),
-        "rl_math": Selection(rl, (number for number in rest if rl.domain(number) != CODE_DOMAIN)),
-        "rl_code": Selection(rl, (number for number in rest if rl.domain(number) == CODE_DOMAIN)),
-        "probe": Selection(rl, probe),
-        "evaluation": Selection(rl, evaluation),
-    }
-    for name, paths in (("probe", data.probe), ("evaluation", data.evaluation)):
-        if paths:
-            sets[name] = Selection(_spooled(paths, "rl", spool / f"{name}.jsonl", funnel, name, name))
-    return sets
-
-
-def _spooled(paths: Sequence[str], kind: Kind, file: Path, funnel: Funnel, name: str, label: str) -> RecordFile:
-    """The usable records of some datasets; the others are dropped from set `name`. `label` names the formats."""
-    formats: dict[str, None] = {}
-    prefixes = _prefixes(paths)
-
-    def records() -> Iterator[Record]:
-        for path, prefix in zip(paths, prefixes, strict=True):
-            dataset, progress = Dataset(path), Progress(f"reading {path}")
-            usable = 0
-            first = ""
-            for number, row in enumerate(dataset.rows(kind), start=1):
-                progress.show(number)
-                if row.record:
-                    usable += 1
-                    yield replace(row.record, id=prefix + row.id) if prefix else row.record
-                else:
-                    first = first or f"; line {row.line}: {row.reason}"
-                    funnel.drop(name, row.line, prefix + row.id, row.reason)
-            if not usable:
-                raise ValueError(f"dataset {path} has no usable row for {kind}{first}")
-            formats[dataset.format] = None
-
-    spooled = RecordFile(file, records())
-    funnel.formats[label] = ", ".join(formats)
-    return spooled
-
-
-def _prefixes(paths: Sequence[str]) -> list[str]:
-    """What tells the ids of several datasets apart: as much of the end of their paths as differs; "" for one alone."""
-    if len(paths) == 1:
-        return [""]
-    for parts in range(1, max(len(Path(path).parts) for path in paths) + 1):
-        labels = ["/".join(Path(path).parts[-parts:]) for path in paths]
-        if len(set(labels)) == len(labels):
-            return [f"{label}:" for label in labels]
-    raise ValueError(f"{', '.join(paths)}: the same dataset is named twice")
-
-
-def hold_out(config: Config, rl: RecordFile) -> tuple[list[int], list[int], array]:
-    """Numbers of the (probing, evaluation, other) records.
-
-    Of each domain at most the configured number is held out, never more than a fifth each, and none for a set that
-    has files of its own.
-    """
-    data = config.data
-    probe: list[int] = []
-    evaluation: list[int] = []
-    rest = array("i")
-    for domain in sorted(DOMAINS):
-        numbers = array("i", (number for number in range(len(rl)) if rl.domain(number) == domain))
-        random.Random(f"{config.seed}/{domain}").shuffle(numbers)
-        fifth, is_code = max(1, len(numbers) // 5), domain == CODE_DOMAIN
-        wanted = (data.evaluation_code_problems if is_code else 0) or data.evaluation_problems_per_domain
-        probes = 0 if is_code or data.probe else min(data.probe_problems_per_domain, fifth)
-        held = probes + (0 if data.evaluation else min(wanted, fifth))
-        probe += numbers[:probes]
-        evaluation += numbers[probes:held]
-        rest += numbers[held:]
-    return probe, evaluation, rest
 
 
 def _decontaminated(sets: Sets, funnel: Funnel) -> Sets:

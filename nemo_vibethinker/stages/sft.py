@@ -1,18 +1,13 @@
 """SFT: one supervised run whose checkpoints the probe compares (VibeThinker-1.5B report, section 3.3)."""
 
-import random
 import time
-from array import array
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from nemo_vibethinker.config import Config
-from nemo_vibethinker.data.packing import pack_examples
-from nemo_vibethinker.data.token_files import Example, TokenFile
+from nemo_vibethinker.data.packing import PackedData
+from nemo_vibethinker.data.token_files import TokenFile
 from nemo_vibethinker.data.tokenizer import tokenizer_sha256
 from nemo_vibethinker.megatron.checkpoint import load_resume_point, save_model, save_resume_point
 from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
@@ -24,14 +19,15 @@ from nemo_vibethinker.model.qwen2 import wrap_for_training
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
-
 
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
     """Train from scratch for `sft.steps` steps; a model checkpoint every `sft.checkpoint_interval` and at the end."""
     tokenizer = load_tokenizer(inputs)
-    data = PackedData(_token_file(inputs, tokenizer), config.sft.seq_length, config.seed)
+    if "sft_tokens" not in inputs:
+        raise ValueError("the prepared data has no sft_tokens: an earlier version made it; run the prepare stage again")
+    tokens = TokenFile(inputs["sft_tokens"])
+    tokens.require_tokenizer(tokenizer_sha256(tokenizer))
+    data = PackedData(tokens, config.sft.seq_length, config.seed)
     chunks = build_run_model(config, tokenizer)
     ddp = wrap_for_training(config, chunks)
     optimizer = build_optimizer(ddp, config.sft.optimizer)
@@ -56,15 +52,6 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     return StageResult(outputs=outputs, metrics={"epochs": config.sft.steps * config.sft.global_batch_size / len(data)})
 
 
-def _token_file(inputs: dict[str, Path], tokenizer: "PreTrainedTokenizerFast") -> TokenFile:
-    if "sft_tokens" not in inputs:
-        raise ValueError("the prepared data has no sft_tokens: an earlier version made it; run the prepare stage again")
-    tokens = TokenFile(inputs["sft_tokens"])
-    if tokens.tokenizer_sha256 != tokenizer_sha256(tokenizer):
-        raise ValueError(f"{inputs['sft_tokens']} was made with another tokenizer; run the prepare stage again")
-    return tokens
-
-
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
     """Where the model of a step is kept."""
     return checkpoints / f"step_{step:06d}"
@@ -75,35 +62,6 @@ def learning_rate(config: Config, step: int) -> float:
     sft = config.sft
     warmup = round(sft.warmup_fraction * sft.steps)
     return cosine_lr(step, steps=sft.steps, warmup=warmup, lr=sft.optimizer.lr, min_lr=sft.min_lr)
-
-
-class PackedData:
-    """Examples packed into rows of at most `seq_length` tokens; the rows of an epoch come in a seeded order.
-
-    `row(i)` is row i of the endless sequence of epochs, so the data order is a function of the seed and the position
-    alone. Packing needs the lengths only; tokens are read for the rows that are asked for.
-    """
-
-    def __init__(self, examples: Sequence[Example], seq_length: int, seed: int) -> None:
-        known = examples.lengths if isinstance(examples, TokenFile) else [len(tokens) for tokens, _ in examples]
-        self._examples = examples
-        self._shuffled = array("i", range(len(examples)))
-        random.Random(seed).shuffle(self._shuffled)  # rows of examples of like length come from all over the data
-        self._rows = pack_examples(np.asarray(known)[np.asarray(self._shuffled)], seq_length)
-        self._seed = seed
-        self._order: tuple[int, array] = (-1, array("i"))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def row(self, position: int) -> list[Example]:
-        """The examples of one packed row."""
-        epoch, index = divmod(position, len(self._rows))
-        if self._order[0] != epoch:
-            order = array("i", range(len(self._rows)))
-            random.Random(f"{self._seed}/{epoch}").shuffle(order)
-            self._order = (epoch, order)
-        return [self._examples[self._shuffled[i]] for i in self._rows[self._order[1][index]]]
 
 
 def micro_batches(config: Config, data: PackedData, step: int) -> list[MicroBatch]:
