@@ -24,13 +24,13 @@ def test_what_is_printed(dataset: Path, capsys: pytest.CaptureFixture[str]) -> N
     lines = capsys.readouterr().out.splitlines()
     assert [json.loads(line)["id"] for line in lines[:2]] == ["r0", "r1"]
     assert lines[2:5] == [
-        "format    math, 1 files",
+        "format    math, files: 1",
         "records   12 read, 9 usable for sft, 3 dropped",
         "domains   math 9",
     ]
     dropped = [line for line in lines if line.startswith("dropped")]
     assert len(dropped) == 3
-    assert "dropped   1 an earlier row has the same id (first: line 11: an earlier row has the same id)" in dropped
+    assert "dropped   1 an earlier row has the same id (first: line 11, r0)" in dropped
     assert any(line.startswith("prompt    p50 5, p90 9, p99 9, max 9 characters") for line in lines)
     assert [line.split() for line in lines if line.split()[:1] == ["8"]] == [["8", "#" * 40, "4"]]
 

@@ -41,6 +41,7 @@ class Reasons:
         lines = []
         for key, rows in self.by_reason().items():
             first = self._counts[key]
-            where = f"line {first.line}" if first.line is not None else first.id
-            lines.append(f"{rows:,} {key} (first: {where}: {first.reason[:200]})")
+            where = ", ".join(filter(None, (f"line {first.line}" if first.line is not None else "", first.id)))
+            detail = f": {first.reason[:200]}" if first.reason != key else ""
+            lines.append(f"{rows:,} {key} (first: {where}{detail})")
         return lines

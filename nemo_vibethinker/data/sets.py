@@ -66,29 +66,28 @@ def user_sets(config: Config, spool: Path, funnel: Funnel) -> Sets:
 
 def _spooled(paths: Sequence[str], kind: Kind, file: Path, funnel: Funnel, name: str, label: str) -> RecordFile:
     """The usable records of some datasets; the others are dropped from set `name`. `label` names the formats."""
-    formats: dict[str, None] = {}
-    prefixes = _prefixes(paths)
-
-    def records() -> Iterator[Record]:
-        for path, prefix in zip(paths, prefixes, strict=True):
-            dataset, progress = Dataset(path), Progress(f"reading {path}")
-            usable = 0
-            first = ""
-            for number, row in enumerate(dataset.rows(kind), start=1):
-                progress.show(number)
-                if row.record:
-                    usable += 1
-                    yield replace(row.record, id=prefix + row.id) if prefix else row.record
-                else:
-                    first = first or f"; line {row.line}: {row.reason}"
-                    funnel.drop(name, row.line, prefix + row.id, row.reason)
-            if not usable:
-                raise ValueError(f"dataset {path} has no usable row for {kind}{first}")
-            formats[dataset.format] = None
-
-    spooled = RecordFile(file, records())
-    funnel.formats[label] = ", ".join(formats)
+    datasets = [Dataset(path) for path in paths]
+    pairs = zip(datasets, _prefixes(paths), strict=True)
+    records = (record for dataset, prefix in pairs for record in _usable(dataset, prefix, kind, funnel, name))
+    spooled = RecordFile(file, records)
+    funnel.formats[label] = ", ".join(dict.fromkeys(dataset.format for dataset in datasets))
     return spooled
+
+
+def _usable(dataset: Dataset, prefix: str, kind: Kind, funnel: Funnel, name: str) -> Iterator[Record]:
+    """The records of a dataset, `prefix` before their ids; ValueError, at the end, if there was none."""
+    progress = Progress(f"reading {dataset.name}")
+    usable, first = 0, ""
+    for number, row in enumerate(dataset.rows(kind), start=1):
+        progress.show(number)
+        if row.record:
+            usable += 1
+            yield replace(row.record, id=prefix + row.id) if prefix else row.record
+        else:
+            first = first or f"; line {row.line}: {row.reason}"
+            funnel.drop(name, row.line, prefix + row.id, row.reason)
+    if not usable:
+        raise ValueError(f"dataset {dataset.name} has no usable row for {kind}{first}")
 
 
 def _prefixes(paths: Sequence[str]) -> list[str]:

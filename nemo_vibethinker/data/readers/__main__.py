@@ -93,7 +93,7 @@ def _print_look(
     options: argparse.Namespace, dataset: Dataset, rows: int, domains: Counter[str], reasons: Reasons
 ) -> None:
     purpose = f" for {options.kind}" if options.kind else ""
-    print(f"format    {dataset.format or 'unknown'}" + (f", {len(dataset.files)} files" if dataset.files else ""))
+    print(f"format    {dataset.format or 'unknown'}" + (f", files: {len(dataset.files)}" if dataset.files else ""))
     print(f"records   {rows:,} read, {rows - reasons.total:,} usable{purpose}, {reasons.total:,} dropped")
     print(f"domains   {', '.join(f'{name} {count:,}' for name, count in domains.most_common()) or 'none'}")
     for line in reasons.lines():
@@ -104,7 +104,7 @@ def _print_lengths(name: str, values: Lengths, unit: str) -> None:
     summary = values.summary()
     if summary:
         shown = ", ".join(f"{key} {summary[key]:,}" for key in (*(f"p{q}" for q in QUANTILES), "max"))
-        print(f"{name:<9} {shown} {unit}; how many are at most so long:")
+        print(f"{name:<9} {shown} {unit}; records by length, each line up to:")
         print("\n".join(bars(summary["histogram"])))
 
 
