@@ -64,9 +64,11 @@ def test_json_files_of_one_object_and_of_lines(tmp_path: Path) -> None:
     (tmp_path / "lines.json").write_bytes(LINES)
     assert answers(tmp_path / "one.json") == ["3"]
     assert len(answers(tmp_path / "lines.json")) == 600
-    (tmp_path / "mixed.json").write_text(json.dumps([1, ROWS[0]]))
+    (tmp_path / "mixed.json").write_text(json.dumps([1, ROWS[0], ROWS[1] | {"problem": "\ud800"}]))
     result = read_dataset(tmp_path / "mixed.json", kind="rl")
-    assert [(row.line, row.reason) for row in result.dropped] == [(1, "bad JSON: not an object")]
+    assert [record.answer for record in result.records] == ["0"]
+    reasons = [(row.line, row.reason[:20]) for row in result.dropped]
+    assert reasons == [(1, "bad JSON: not an obj"), (3, "bad JSON: 'utf-8' co")]
 
 
 @pytest.mark.parametrize("suffix", ["jsonl.gz", "jsonl.zst", "parquet"])

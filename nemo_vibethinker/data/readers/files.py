@@ -73,12 +73,21 @@ def _json_lines(lines: Iterable[bytes]) -> Iterator[RawRow]:
 
 def _decode(line: bytes) -> tuple[dict[str, Any], str]:
     try:
-        row = json.loads(line.decode())
-        if b"\\ud" in line or b"\\uD" in line:  # half a surrogate pair is valid JSON, but no text can hold it
-            json.dumps(row, ensure_ascii=False).encode()
+        return _checked(json.loads(line.decode()), line)
     except (ValueError, RecursionError) as error:
         return {}, f"bad JSON: {error}"
-    return (row, "") if isinstance(row, dict) else ({}, "bad JSON: not an object")
+
+
+def _checked(row: Any, content: bytes) -> tuple[dict[str, Any], str]:
+    """The row if it is an object that text can hold; `content` is the JSON it was read from."""
+    if not isinstance(row, dict):
+        return {}, "bad JSON: not an object"
+    if b"\\ud" in content or b"\\uD" in content:  # half a surrogate pair is valid JSON, and no Unicode text
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return {}, f"bad JSON: {error}"
+    return row, ""
 
 
 def _json_rows(path: Path) -> Iterator[RawRow]:
@@ -90,7 +99,7 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
         yield from _json_lines(content.splitlines())
         return
     for number, row in enumerate(whole if isinstance(whole, list) else [whole], start=1):
-        yield (number, row, "") if isinstance(row, dict) else (number, {}, "bad JSON: not an object")
+        yield number, *_checked(row, content)
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
