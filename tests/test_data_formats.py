@@ -289,3 +289,16 @@ def test_rows_of_wrong_types_are_dropped_with_a_reason(tmp_path: Path, row: dict
     (read_row,) = Dataset(path).rows(kind)
     assert read_row.record is None
     assert read_row.reason
+
+
+@pytest.mark.parametrize("name", ["humaneval", "mbpp"])
+def test_references_pass_the_tests_as_they_are_read(name: str) -> None:
+    from nemo_vibethinker.reward.code import CodeVerifier
+
+    path = DATA_DIR / "code" / f"{name}.jsonl"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent; set NVT_DATA_DIR to the folder of the datasets")
+    responses = {record.id: record.response for record in read_dataset(path, kind="sft").records}
+    records = read_dataset(path, kind="rl").records[::40]
+    verdicts = CodeVerifier().grade_many([(record.tests, responses[record.id]) for record in records])
+    assert [record.id for record, verdict in zip(records, verdicts, strict=True) if not verdict.is_right] == []
