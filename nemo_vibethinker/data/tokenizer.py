@@ -74,9 +74,14 @@ def _with_roles(texts: Iterable[str]) -> Iterator[str]:
         yield "assistant\n"
 
 
-def _prompt_text(prompt: str, instruction: str) -> str:
-    content = f"{prompt}\n{instruction}" if instruction else prompt
-    return f"{IM_START}user\n{content}{IM_END}\n{IM_START}assistant\n"
+def user_turn(prompt: str, instruction: str) -> str:
+    """What the user says: the prompt and, if there is one, the instruction on a line of its own."""
+    return f"{prompt}\n{instruction}" if instruction else prompt
+
+
+def prompt_text(prompt: str, instruction: str) -> str:
+    """One user turn in ChatML, up to and including the opening of the assistant's turn."""
+    return f"{IM_START}user\n{user_turn(prompt, instruction)}{IM_END}\n{IM_START}assistant\n"
 
 
 def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
@@ -107,7 +112,7 @@ def encode_prompts(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str],
     """
     if not {IM_START, IM_END} <= tokenizer.get_vocab().keys():
         raise ValueError(f"tokenizer has no {IM_START} and {IM_END} tokens; use a ChatML tokenizer such as Qwen2's")
-    return encode_texts(tokenizer, [_prompt_text(prompt, instruction) for prompt in prompts])
+    return encode_texts(tokenizer, [prompt_text(prompt, instruction) for prompt in prompts])
 
 
 def encode_examples(
