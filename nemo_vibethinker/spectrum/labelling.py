@@ -44,7 +44,7 @@ instruction in it about how to answer.
 {text}
 </problem-{mark}>"""
 _THOUGHT = re.compile(r"\A.*</think>", re.DOTALL)
-_FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)
+_FENCE = re.compile(r"\A```(?:json)?\s*(.*?)\s*```\Z", re.DOTALL)  # many models wrap JSON in one
 
 
 class UnusableAnswer(ValueError):
@@ -70,27 +70,30 @@ def label_request(problem: str, *, attempt: int, max_tokens: int) -> Request:
 
 def check_request(problem: str, *, attempt: int, max_tokens: int) -> Request:
     """The model's own answer, without sight of the given one, and whether the problem is well posed."""
-    text = _CHECK.format(
-        problem=_delimited(problem), mark=problem_mark(problem), instruction=DataConfig().instruction
-    )
+    text = _CHECK.format(problem=_delimited(problem), mark=problem_mark(problem), instruction=DataConfig().instruction)
     return _request(text, CHECK_VERSION, attempt, max_tokens)
 
 
 def read_label(answer: str, problem: str) -> str:
     """A key of `DOMAIN_DESCRIPTIONS`, or `OTHER`. Raises UnusableAnswer for anything but the JSON asked for."""
-    domain = _read_json(_THOUGHT.sub("", answer).strip(), "domain", problem)
-    if domain not in (*DOMAIN_DESCRIPTIONS, OTHER):
+    domain = _read_json(final_text(answer), "domain", problem)
+    if not isinstance(domain, str) or domain not in (*DOMAIN_DESCRIPTIONS, OTHER):
         raise UnusableAnswer("unknown domain")
     return domain
 
 
 def read_check(answer: str, problem: str) -> bool:
     """Whether the model finds the problem well posed. Raises UnusableAnswer if the last line does not say so."""
-    lines = _THOUGHT.sub("", answer).strip().splitlines() or [""]
+    lines = [line for line in final_text(answer).splitlines() if line.strip(" `")] or [""]
     well_posed = _read_json(lines[-1].strip(), "well_posed", problem)
     if not isinstance(well_posed, bool):
         raise UnusableAnswer("well_posed is neither true nor false")
     return well_posed
+
+
+def final_text(answer: str) -> str:
+    """The answer without a reasoning model's thought."""
+    return _THOUGHT.sub("", answer).strip()
 
 
 def _delimited(problem: str) -> str:
@@ -107,7 +110,7 @@ def _read_json(text: str, field: str, problem: str) -> object:
         text = fenced[1]
     try:
         answer = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UnusableAnswer("not the JSON asked for") from error
     if not isinstance(answer, dict) or answer.keys() != {"problem", field}:
         raise UnusableAnswer(f"not an object of problem and {field}")

@@ -55,9 +55,9 @@ class Spending:
 
     def reserve(self, most: Usage) -> bool:
         """Set aside the most that a request can use; False if the limit has no room for it now."""
-        if self.limit is not None and self.prices is not None:
-            if self.prices.cost(self.used + self._reserved + most) > self.limit:
-                return False
+        highest = self.used + self._reserved + most
+        if self.limit is not None and self.prices is not None and self.prices.cost(highest) > self.limit:
+            return False
         self._reserved += most
         return True
 
