@@ -29,12 +29,14 @@ from nemo_vibethinker.spectrum.difficulty import (
 from nemo_vibethinker.spectrum.difficulty_filter import RowFilter, filter_dataset, token_counter
 from nemo_vibethinker.spectrum.difficulty_sampling import (
     DifficultyMeter,
+    Sample,
     SamplingPlan,
+    measure_all,
     sample_from_endpoint,
     sample_locally,
     sampling_requests,
 )
-from nemo_vibethinker.spectrum.endpoint import Answer, Endpoint, Failure
+from nemo_vibethinker.spectrum.endpoint import Endpoint
 from nemo_vibethinker.spectrum.endpoint_arguments import (
     add_endpoint_arguments,
     endpoint_of,
@@ -42,9 +44,8 @@ from nemo_vibethinker.spectrum.endpoint_arguments import (
     run_command,
     spending_of,
 )
-from nemo_vibethinker.spectrum.progress import Progress
 from nemo_vibethinker.spectrum.resume_file import ResumeFile
-from nemo_vibethinker.spectrum.spending import Usage
+from nemo_vibethinker.spectrum.spending import Spending, Usage
 
 NAME = "nemo_vibethinker.spectrum.difficulty"
 _EPILOG = """examples:
@@ -169,12 +170,11 @@ def _plan(options: argparse.Namespace) -> SamplingPlan:
 
 def _measure(options: argparse.Namespace) -> bool:
     """Sample what is missing and write `--out`; False where only the plan was asked for."""
-    plan = _plan(options)
+    plan, tasks = _plan(options), _read_tasks(options.data)
     endpoint = endpoint_of(options) if options.base_url else None
-    meter_facts = _identity(options, endpoint)
-    tasks = _read_tasks(options.data)
+    identity = _identity(options, endpoint)
     with ResumeFile(Path(f"{options.out}.partial")) as resume:
-        done = _finished(options.out, resume, plan, *meter_facts)
+        done = _finished(options.out, resume, plan, *identity)
         missing = [record for task, record in tasks.items() if task not in done]
         spending = spending_of(options, _used(done.values()))
         print(f"{len(tasks):,} prompts, {len(tasks) - len(missing):,} of them done", file=sys.stderr)
@@ -182,30 +182,25 @@ def _measure(options: argparse.Namespace) -> bool:
             print_estimate("sampling", sampling_requests(missing, plan), spending)
         if options.plan:
             return False
+
+        def keep(row: Difficulty) -> None:
+            done[row.task] = row
+            resume.append(asdict(row))
+
         with Grader(RewardConfig(workers=options.workers), options.workers) as grader:
-            meter = DifficultyMeter(grader, plan, *meter_facts)
-            progress = Progress("difficulty", len(missing))
-            failed: Counter[str] = Counter()
-
-            def handle(record: Record, result: Answer | Failure) -> None:
-                if isinstance(result, Failure):
-                    failed[result.reason] += 1
-                else:
-                    row = meter.measure(record, result)
-                    done[row.task] = row
-                    resume.append(asdict(row))
-                progress.advance("" if endpoint is None else spending)
-
-            if endpoint:
-                sample_from_endpoint(endpoint, missing, plan, handle, spending)
-            elif missing:
-                sample_locally(Path(options.model), missing, plan, handle)
-            meter.check()
+            meter = DifficultyMeter(grader, plan, *identity)
+            failed = measure_all(_sampler(options, endpoint, plan, spending), missing, meter, keep)
         atomic_write_text(options.out, difficulty_lines([done[task] for task in tasks if task in done]))
         resume.remove()
     for reason, count in failed.most_common():
         print(f"{count:,} prompts without responses: {reason}", file=sys.stderr)
     return True
+
+
+def _sampler(options: argparse.Namespace, endpoint: Endpoint | None, plan: SamplingPlan, spending: Spending) -> Sample:
+    if endpoint:
+        return lambda records, handle: sample_from_endpoint(endpoint, records, plan, handle, spending)
+    return lambda records, handle: sample_locally(Path(options.model), records, plan, handle)
 
 
 def _identity(options: argparse.Namespace, endpoint: Endpoint | None) -> tuple[str, str]:

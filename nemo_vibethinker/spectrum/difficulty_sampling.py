@@ -1,5 +1,6 @@
 """Sampling responses to measure difficulty: from an endpoint, or by transformers on this machine; and grading them."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from nemo_vibethinker.data.tokenizer import IM_END, encode_prompts, prompt_text,
 from nemo_vibethinker.reward.verdict import Verdict
 from nemo_vibethinker.spectrum.difficulty import Difficulty, known_pass_rate, task_hash
 from nemo_vibethinker.spectrum.endpoint import Answer, Endpoint, Failure, Request
+from nemo_vibethinker.spectrum.progress import Progress
 from nemo_vibethinker.spectrum.spending import Spending, Usage
 
 GRADER_PATIENCE = 32  # samples that the grader may leave ungraded from the start before the work stops
@@ -50,6 +52,7 @@ class SamplingPlan:
 
 
 Handle = Callable[[Record, Answer | Failure], None]
+Sample = Callable[[Sequence[Record], Handle], None]
 
 
 def sampling_requests(records: Sequence[Record], plan: SamplingPlan) -> list[Request]:
@@ -183,3 +186,30 @@ class DifficultyMeter:
         """Raises GraderFailed if responses were sent to the grader and none was graded."""
         if self._sent and not self._graded:
             raise GraderFailed(f"the grader has graded none of {self._sent} responses; reason: {self._reason}")
+
+
+def measure_all(
+    sample: Sample, records: Sequence[Record], meter: DifficultyMeter, keep: Callable[[Difficulty], None]
+) -> Counter[str]:
+    """Sample and grade all records; `keep` gets each difficulty as soon as it is known.
+
+    Returns:
+        Reasons why prompts have no responses.
+
+    Raises:
+        GraderFailed: nothing could be graded. And whatever `sample` raises.
+    """
+    progress = Progress("difficulty", len(records))
+    failed: Counter[str] = Counter()
+
+    def handle(record: Record, result: Answer | Failure) -> None:
+        if isinstance(result, Failure):
+            failed[result.reason] += 1
+        else:
+            keep(meter.measure(record, result))
+        progress.advance()
+
+    if records:
+        sample(records, handle)
+    meter.check()
+    return failed

@@ -15,6 +15,7 @@ from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.rollout.responses import Sampler, check_groups, check_ungraded
 from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.signal import loop
+from nemo_vibethinker.spectrum.difficulty import solve_class
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
 
 
@@ -74,9 +75,8 @@ def prefilter(
     check_groups(groups, config.reward.max_ungraded_share)  # else a broken grader would look like unsolvable prompts
     for group in groups:
         rewards = [value for response in group.responses if (value := loop.reward(response)) is not None]
-        solved = sum(rewards)
-        key = "never_solved" if solved == 0 else "always_solved" if solved == len(rewards) else "kept"
-        choice[key].append(group.record.id)
+        solved = solve_class(sum(rewards), len(rewards))
+        choice["kept" if solved == "sometimes_solved" else solved].append(group.record.id)
         context.ledger.beat()
     return choice
 
