@@ -148,6 +148,7 @@ def difficulty(right: int, ungraded: int = 0, n: int = 8) -> Difficulty:
     return Difficulty(
         id="x",
         task="t",
+        prompt="p",
         n=n,
         right=right,
         ungraded=ungraded,
@@ -243,7 +244,7 @@ def test_faults_of_the_endpoint_change_nothing(
     faults: list[str], data: Path, tmp_path: Path, server: tuple[str, State]
 ) -> None:
     url, state = server
-    command = ["--base-url", url, "--model", "coin", "--timeout", "5" if "hang" in faults else "60"]
+    command = ["--base-url", url, "--model", "coin", "--timeout", "3" if "hang" in faults else "60"]
     assert main(arguments(data, tmp_path / "calm.jsonl", *command)) == 0
     state.faults.extend(faults)
     assert main(arguments(data, tmp_path / "faulty.jsonl", *command)) == 0

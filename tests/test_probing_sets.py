@@ -276,7 +276,7 @@ def test_faults_of_the_endpoint_change_nothing(
     faults: list[str], pool: Path, tmp_path: Path, server: tuple[str, State]
 ) -> None:
     url, state = server
-    review = ["--base-url", url, "--model", "reviewer", "--timeout", "5" if "hang" in faults else "60"]
+    review = ["--base-url", url, "--model", "reviewer", "--timeout", "3" if "hang" in faults else "60"]
     review += ["--domains", "geometry"]
     assert main(command(pool, tmp_path / "calm.jsonl", 10, *review)) == 0
     state.faults.extend(faults)

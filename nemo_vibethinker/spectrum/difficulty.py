@@ -25,12 +25,13 @@ class Difficulty:
 
     `right` and `ungraded` are counts; a response cut at the length limit is wrong, as in training. `pass_rate` is
     right / (n - ungraded), or None where less than half of the samples could be graded: then nothing is known.
-    `task` is the `task_hash` of the record; `model_hash` the SHA-256 of the model's folder, or "" where the endpoint
-    hides it; tokens are the model's own.
+    `task` and `prompt` are `task_hash` and `prompt_hash` of the record; `model_hash` is the SHA-256 of the model's
+    folder, or "" where the endpoint hides it; tokens are the model's own.
     """
 
     id: str
     task: str
+    prompt: str
     n: int
     right: int
     ungraded: int
@@ -48,6 +49,11 @@ def task_hash(record: Record) -> str:
     """SHA-256 (hex) of what is asked and how it is graded: prompt, answer, tests. Records may share it."""
     task = [record.prompt, record.answer, list(record.tests)]
     return hashlib.sha256(json.dumps(task, sort_keys=True).encode()).hexdigest()
+
+
+def prompt_hash(record: Record) -> str:
+    """SHA-256 (hex) of the prompt alone."""
+    return hashlib.sha256(record.prompt.encode()).hexdigest()
 
 
 def known_pass_rate(n: int, right: int, ungraded: int) -> float | None:

@@ -5,12 +5,11 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from nemo_vibethinker.config import DataConfig, RewardConfig, SamplingConfig
-from nemo_vibethinker.data.readers import iterate_dataset
+from nemo_vibethinker.data.readers import Kind, iterate_dataset
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.reward.grader import Grader
 from nemo_vibethinker.run_folder import atomic_write_text, hash_path
@@ -20,13 +19,11 @@ from nemo_vibethinker.spectrum.difficulty import (
     Difficulty,
     SolveClass,
     difficulty_lines,
-    hard_sft_drop_reason,
     read_difficulties,
-    rl_drop_reason,
     solve_class,
     task_hash,
 )
-from nemo_vibethinker.spectrum.difficulty_filter import RowFilter, filter_dataset, token_counter
+from nemo_vibethinker.spectrum.difficulty_filter import Rule, filter_dataset, hard_sft_rule, rl_rule, token_counter
 from nemo_vibethinker.spectrum.difficulty_sampling import (
     DifficultyMeter,
     Sample,
@@ -118,36 +115,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
-    row_filter = _row_filter(options)
-    if options.model:
-        if not _measure(options):
-            return
-    elif not row_filter:
+    _check_filter(options)
+    if not options.model and not options.filter:
         raise ValueError("give --model to sample, or --filter to filter by an existing --out")
+    if options.model and not _measure(options):
+        return
     difficulties = read_difficulties(options.out)
     print(summary(list(difficulties.values())))
-    if row_filter:
-        counts = filter_dataset(options.data, difficulties, row_filter, options.out_data)
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common() if reason)
-        print(f"{options.out_data}: {counts['']:,} of {counts.total():,} rows; dropped: {dropped or 'none'}")
-
-
-def _row_filter(options: argparse.Namespace) -> RowFilter | None:
-    if not options.filter:
-        return None
-    if not options.out_data:
-        raise ValueError("--filter needs --out-data FILE for the rows that are kept")
-    if len({path.resolve() for path in (options.data, options.out, options.out_data)}) < 3:
-        raise ValueError("--data, --out and --out-data must be three different files")
     if options.filter == "rl":
-        return lambda record, difficulty: rl_drop_reason(difficulty)
-    if not options.tokenizer:
-        raise ValueError("--filter hard-sft needs --tokenizer FOLDER to count the tokens of traces")
-    count = token_counter(options.tokenizer)
-    rule = partial(
-        hard_sft_drop_reason, min_trace_tokens=options.min_trace_tokens, min_error_rate=options.min_error_rate
-    )
-    return lambda record, difficulty: rule(difficulty, count(record.response))
+        _filter(options, "rl", rl_rule(difficulties))
+    elif options.filter:
+        limits = options.min_trace_tokens, options.min_error_rate
+        _filter(options, "sft", hard_sft_rule(difficulties, options.tokenizer, *limits))
+
+
+def _check_filter(options: argparse.Namespace) -> None:
+    """Before hours of sampling, not after."""
+    if options.filter and not options.out_data:
+        raise ValueError("--filter needs --out-data FILE for the rows that are kept")
+    files = [path.resolve() for path in (options.data, options.out, options.out_data) if path]
+    if len(set(files)) < len(files):
+        raise ValueError("--data, --out and --out-data must be different files")
+    if options.filter == "hard-sft":
+        if not options.tokenizer:
+            raise ValueError("--filter hard-sft needs --tokenizer FOLDER to count the tokens of traces")
+        token_counter(options.tokenizer)
+
+
+def _filter(options: argparse.Namespace, kind: Kind, rule: Rule) -> None:
+    counts = filter_dataset(options.data, kind, rule, options.out_data)
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common() if reason)
+    print(f"{options.out_data}: {counts['']:,} of {counts.total():,} rows; dropped: {dropped or 'none'}")
 
 
 def _plan(options: argparse.Namespace) -> SamplingPlan:

@@ -9,39 +9,63 @@ from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
-from nemo_vibethinker.data.readers import Row, iterate_dataset
+from nemo_vibethinker.data.readers import Kind, Row, iterate_dataset
 from nemo_vibethinker.data.records import Record
-from nemo_vibethinker.spectrum.difficulty import Difficulty, task_hash
+from nemo_vibethinker.spectrum.difficulty import (
+    Difficulty,
+    hard_sft_drop_reason,
+    prompt_hash,
+    rl_drop_reason,
+    task_hash,
+)
 
-RowFilter = Callable[[Record, Difficulty | None], str]
+Rule = Callable[[Record], str]  # why a record is dropped; "" to keep it
 
 
-def filter_dataset(
-    path: Path, difficulties: Mapping[str, Difficulty], row_filter: RowFilter, out: Path
-) -> Counter[str]:
+def rl_rule(difficulties: Mapping[str, Difficulty]) -> Rule:
+    """`rl_drop_reason` of records by their task."""
+    return lambda record: rl_drop_reason(difficulties.get(task_hash(record)))
+
+
+def hard_sft_rule(
+    difficulties: Mapping[str, Difficulty], tokenizer: Path, min_trace_tokens: int, min_error_rate: float
+) -> Rule:
+    """`hard_sft_drop_reason` of records by their prompt, as rows read for SFT may come without their answer.
+
+    `tokenizer` is a folder with a `tokenizer.json`, which counts the tokens of a response. ValueError if there is none.
+    """
+    by_prompt = {row.prompt: row for row in difficulties.values()}
+    count = token_counter(tokenizer)
+    return lambda record: hard_sft_drop_reason(
+        by_prompt.get(prompt_hash(record)),
+        count(record.response),
+        min_trace_tokens=min_trace_tokens,
+        min_error_rate=min_error_rate,
+    )
+
+
+def filter_dataset(path: Path, kind: Kind, rule: Rule, out: Path) -> Counter[str]:
     """Write the kept rows of the dataset with all their columns, in their order; the file appears complete or not.
 
-    Rows are joined to difficulties by `task_hash`. A row that holds several solutions is kept only if each of them
-    passes.
+    A row that holds several solutions is kept only if each of them passes.
 
     Returns:
         Rows by reason of their dropping; "" counts the kept ones.
     """
     counts: Counter[str] = Counter()
     with _atomic(out) as write:
-        for _, group in groupby(iterate_dataset(path, kind="rl"), key=lambda row: row.line):
+        # The records of one row share its columns, and the next row is read while these are still held.
+        for _, group in groupby(iterate_dataset(path, kind=kind), key=lambda row: id(row.raw)):
             rows = list(group)
-            reason = next(filter(None, (_reason(row, difficulties, row_filter) for row in rows)), "")
+            reason = next(filter(None, (_reason(row, rule) for row in rows)), "")
             counts[reason] += 1
             if not reason:
                 write(json.dumps(rows[0].raw, ensure_ascii=False) + "\n")
     return counts
 
 
-def _reason(row: Row, difficulties: Mapping[str, Difficulty], row_filter: RowFilter) -> str:
-    if row.record is None:
-        return f"unusable ({row.reason})"
-    return row_filter(row.record, difficulties.get(task_hash(row.record)))
+def _reason(row: Row, rule: Rule) -> str:
+    return rule(row.record) if row.record else f"unusable ({row.reason})"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from nemo_vibethinker.config import SamplingConfig
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.tokenizer import IM_END, encode_prompts, prompt_text, user_turn
 from nemo_vibethinker.reward.verdict import Verdict
-from nemo_vibethinker.spectrum.difficulty import Difficulty, known_pass_rate, task_hash
+from nemo_vibethinker.spectrum.difficulty import Difficulty, known_pass_rate, prompt_hash, task_hash
 from nemo_vibethinker.spectrum.endpoint import Answer, Endpoint, Failure, Request
 from nemo_vibethinker.spectrum.progress import Progress
 from nemo_vibethinker.spectrum.spending import Spending, Usage
@@ -163,6 +163,7 @@ class DifficultyMeter:
         difficulty = Difficulty(
             id=record.id,
             task=task_hash(record),
+            prompt=prompt_hash(record),
             n=n,
             right=right,
             ungraded=len(reasons),

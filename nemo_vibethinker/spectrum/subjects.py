@@ -43,8 +43,9 @@ def subject_domain(row: Mapping[str, Any]) -> str | None:
 
     Of a path the last part with a known label counts, since the later parts are the more exact ones.
     """
+    columns = {column.lower(): value for column, value in row.items()}
     for column in SUBJECT_COLUMNS:
-        value = row.get(column)
+        value = columns.get(column)
         labels = value if isinstance(value, list) else [value]
         domains = {domain for label in labels if isinstance(label, str) and (domain := _domain(label))}
         if domains:
