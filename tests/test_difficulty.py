@@ -203,11 +203,25 @@ def test_measures_through_an_endpoint_and_filters_for_rl(
     assert len(state.answered) == 3  # nothing is asked twice
 
 
-def test_endpoint_gets_the_text_that_training_uses(data: Path, tmp_path: Path, server: tuple[str, State]) -> None:
+def test_endpoint_and_local_sampling_are_the_same(
+    data: Path, tmp_path: Path, coin_model: Path, server: tuple[str, State]
+) -> None:
     url, state = server
-    assert main(arguments(data, tmp_path / "d.jsonl", "--base-url", url, "--model", "coin")) == 0
+    served, local = tmp_path / "served.jsonl", tmp_path / "local.jsonl"
+    assert main(arguments(data, served, "--base-url", url, "--model", "coin")) == 0
+    assert main(arguments(data, local, "--model", str(coin_model))) == 0
+    rows = [[row | {"model": ""} for row in map(json.loads, path.read_text().splitlines())] for path in (served, local)]
+    assert rows[0] == rows[1]
     texts = {entry.rpartition("/")[0] for entry in state.answered}
     assert f"<|im_start|>user\nFive 1\n{INSTRUCTION}<|im_end|>\n<|im_start|>assistant\n" in texts
+
+
+def test_imports_neither_torch_nor_megatron() -> None:
+    names = ["difficulty_cli", "difficulty_sampling", "probing_sets"]
+    program = "import sys, " + ", ".join(f"nemo_vibethinker.spectrum.{name}" for name in names)
+    program += "; print([name for name in ('torch', 'megatron', 'transformers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_measures_locally_and_a_prompt_has_the_same_responses_in_any_run(

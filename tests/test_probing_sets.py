@@ -267,8 +267,11 @@ def test_plan_asks_nothing(
     url, state = server
     review = ["--base-url", url, "--model", "reviewer", "--price-in", "1", "--price-out", "4", "--plan"]
     assert main(command(pool, tmp_path / "probe.jsonl", 5, *review)) == 0
-    assert "labels: 47 requests" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "labels: 47 requests" in printed
+    assert "checks, if none is rejected: 20 requests" in printed
     assert not state.attempts
+    assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
 
 
 @pytest.mark.parametrize("faults", [["429", "500", "garbage", "other"] * 2, ["hang"]])
@@ -294,7 +297,7 @@ def test_wrong_key_and_dead_endpoint_stop_with_the_reason(
     assert "scripted 401" in capsys.readouterr().err.splitlines()[-1]
     dead = ["--base-url", "http://127.0.0.1:9/v1", "--model", "reviewer", "--max-retries", "0"]
     assert main(command(pool, tmp_path / "probe.jsonl", 5, *dead)) == 1
-    assert "failed in a row; the last: APIConnectionError" in capsys.readouterr().err.splitlines()[-1]
+    assert "in a row; the last: APIConnectionError" in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(EndpointError, match="serves reviewer, not another"):
         Endpoint(url, "another").served_from()
 

@@ -6,7 +6,7 @@ Rules and file format; `python -m nemo_vibethinker.spectrum.difficulty --help` s
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -105,11 +105,15 @@ def read_difficulties(path: Path) -> dict[str, Difficulty]:
     """The rows of a difficulty file by task; ValueError for a missing file or a row of another kind."""
     if not path.is_file():
         raise ValueError(f"difficulty file {path} does not exist; --data FILE --model MODEL makes it")
+    return difficulties_from(read_json_lines(path), path)
+
+
+def difficulties_from(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Difficulty]:
+    """Decoded rows of the file at `path` by task, the last of each; ValueError for rows of another kind."""
     try:
-        rows = [Difficulty(**row) for row in read_json_lines(path)]
-    except TypeError as error:
+        return {row["task"]: Difficulty(**row) for row in rows}
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{path} is no difficulty file: {error}") from error
-    return {row.task: row for row in rows}
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from nemo_vibethinker.spectrum.difficulty import (
     MIN_TRACE_TOKENS,
     Difficulty,
     SolveClass,
+    difficulties_from,
     difficulty_lines,
     read_difficulties,
     solve_class,
@@ -79,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     sampling.add_argument("--temperature", type=float, default=1.0, help="(default: %(default)s)")
     sampling.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
     sampling.add_argument("--max-tokens", type=int, default=8192, help="per response (default: %(default)s)")
-    sampling.add_argument("--instruction", default=DataConfig().instruction, help="after every prompt (%(default)s)")
+    sampling.add_argument("--instruction", default=DataConfig().instruction, help=_INSTRUCTION_HELP)
     sampling.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     sampling.add_argument("--api", choices=("completions", "chat"), default="completions", help=_API_HELP)
     sampling.add_argument("--weights", type=Path, metavar="FOLDER", help="the served model's folder, to be hashed")
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+_INSTRUCTION_HELP = "follows every prompt; give the run's data.instruction (default: the published model's)"
 _API_HELP = (
     "completions: the pipeline's own ChatML, the same tokens as in training; chat: the server's template "
     "(default: %(default)s)"
@@ -190,6 +192,8 @@ def _measure(options: argparse.Namespace) -> bool:
             failed = measure_all(_sampler(options, endpoint, plan, spending), missing, meter, keep)
         atomic_write_text(options.out, difficulty_lines([done[task] for task in tasks if task in done]))
         resume.remove()
+    if endpoint:
+        print(f"sampled: {spending}", file=sys.stderr)
     for reason, count in failed.most_common():
         print(f"{count:,} prompts without responses: {reason}", file=sys.stderr)
     return True
@@ -234,7 +238,7 @@ def _read_tasks(path: Path) -> dict[str, Record]:
 def _finished(out: Path, resume: ResumeFile, plan: SamplingPlan, model: str, model_hash: str) -> dict[str, Difficulty]:
     """What earlier attempts have settled; prompts of unknown difficulty are asked again."""
     earlier = read_difficulties(out) if out.exists() else {}
-    earlier |= {row["task"]: Difficulty(**row) for row in resume.rows}
+    earlier |= difficulties_from(resume.rows, resume.path)
     wanted = (model, model_hash, plan.samples, plan.facts())
     for row in earlier.values():
         if (row.model, row.model_hash, row.n, row.sampling) != wanted:

@@ -19,6 +19,7 @@ from nemo_vibethinker.spectrum.spending import Spending, Usage
 
 UNREADABLE_ATTEMPTS = 3
 FAILURES_IN_A_ROW = 20  # after which the endpoint, not the request, is taken to be at fault
+_OF_THE_REQUEST = (openai.BadRequestError, openai.UnprocessableEntityError, openai.APITimeoutError)
 _OVERHEAD_TOKENS = 64  # of a chat template, for the upper bound on a prompt's tokens
 
 
@@ -66,7 +67,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request without a usable answer after all retries; `is_request` where the request itself was refused."""
+    """A request without a usable answer after all retries.
+
+    `is_request` where the request itself is the likely cause: refused as it stands, or too long in the answering.
+    """
 
     reason: str
     is_request: bool = False
@@ -105,6 +109,7 @@ class Endpoint:
             "max_retries": max_retries,
         }
         self._failures_in_a_row = 0
+        self._has_answered = False
 
     def served_from(self) -> str:
         """Where the server says that it has read the model from (`root` of /models, a vLLM field), or "".
@@ -131,7 +136,7 @@ class Endpoint:
 
         Raises:
             CostLimitReached: after everything in flight has been handled.
-            EndpointError: wrong key, unknown model, or only failures.
+            EndpointError: wrong key, unknown model, many failures in a row, or no answer at all so far.
         """
         asyncio.run(self._answer_all(requests, handle, spending))
 
@@ -143,7 +148,7 @@ class Endpoint:
     ) -> None:
         waiting, running = deque(requests), set[asyncio.Task[Answer | Failure]]()
         turn = asyncio.Lock()
-        self._failures_in_a_row = 0
+        last: Answer | Failure | None = None
         async with openai.AsyncOpenAI(**self._settings) as client:
             try:
                 while waiting or running:
@@ -154,11 +159,14 @@ class Endpoint:
                         raise CostLimitReached(f"{len(waiting):,} requests left at --max-cost; so far {spending}")
                     done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
-                        self._watch(task.result(), len(requests))
+                        last = task.result()
+                        self._watch(last)
             finally:
                 for task in running:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
+        if isinstance(last, Failure) and not (last.is_request or self._has_answered):
+            raise EndpointError(f"no request was answered; the last: {last.reason}")
 
     async def _one(
         self,
@@ -175,14 +183,11 @@ class Endpoint:
             await asyncio.to_thread(handle, request, result)
         return result
 
-    def _watch(self, result: Answer | Failure, requests: int) -> None:
-        """Raise EndpointError if all of a small job, or many in a row, have failed."""
-        if isinstance(result, Answer):
-            self._failures_in_a_row = 0
-            return
-        self._failures_in_a_row += 1
-        most = FAILURES_IN_A_ROW if result.is_request else min(requests, FAILURES_IN_A_ROW)
-        if self._failures_in_a_row >= most:
+    def _watch(self, result: Answer | Failure) -> None:
+        """Raise EndpointError after many failures in a row."""
+        self._failures_in_a_row = 0 if isinstance(result, Answer) else self._failures_in_a_row + 1
+        self._has_answered |= isinstance(result, Answer)
+        if isinstance(result, Failure) and self._failures_in_a_row >= FAILURES_IN_A_ROW:
             raise EndpointError(f"{self._failures_in_a_row} requests failed in a row; the last: {result.reason}")
 
     async def _ask(self, client: openai.AsyncOpenAI, request: Request) -> tuple[Answer | Failure, Usage]:
@@ -199,8 +204,7 @@ class Endpoint:
             except (openai.APIResponseValidationError, ValueError) as error:
                 unreadable.append(_one_line(error))
             except openai.APIError as error:
-                is_request = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-                return Failure(_one_line(error), is_request), _total(parts)
+                return Failure(_one_line(error), isinstance(error, _OF_THE_REQUEST)), _total(parts)
         texts = tuple(text for part in parts for text in part.texts)
         reasons = tuple(reason for part in parts for reason in part.finish_reasons)
         return Answer(texts=texts, finish_reasons=reasons, usage=_total(parts)), _total(parts)

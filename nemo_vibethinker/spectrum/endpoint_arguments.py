@@ -76,6 +76,9 @@ def run_command(name: str, run: Callable[[], None]) -> int:
     """Run and give the exit code: 2 for a user's mistake (ValueError), 1 for a fault on the way (RuntimeError)."""
     try:
         run()
+    except KeyboardInterrupt:
+        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
+        return 130
     except (ValueError, RuntimeError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1

@@ -56,17 +56,17 @@ def read_pool(
                 dropped.append(Dropped(id=identity, step="duplicate", reason="the text of an earlier row"))
             else:
                 texts.add(text)
-                record = _with_own_id(row.record, ids)
+                record = _entry(row.record, ids)
                 stratum = _stratum(record, difficulties)
                 candidates.append(Candidate(record=record, subject=subject_domain(row.raw), stratum=stratum))
     return candidates, dropped
 
 
-def _with_own_id(record: Record, ids: set[str]) -> Record:
-    if record.id in ids:
-        record = replace(record, id=f"{record.id}#{task_hash(record)[:12]}")
-    ids.add(record.id)
-    return record
+def _entry(record: Record, ids: set[str]) -> Record:
+    """The question and its answer, under an id of its own; a probe needs no solution."""
+    identity = f"{record.id}#{task_hash(record)[:12]}" if record.id in ids else record.id
+    ids.add(identity)
+    return replace(record, id=identity, response="", strategy="")
 
 
 def _stratum(record: Record, difficulties: Mapping[str, Difficulty] | None) -> int | None:

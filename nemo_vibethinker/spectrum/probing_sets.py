@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_vibethinker.data.records import MATH_DOMAINS, write_jsonl
+from nemo_vibethinker.data.records import MATH_DOMAINS, Record, write_jsonl
 from nemo_vibethinker.reward.math import MathVerifier
 from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.spectrum.difficulty import read_difficulties
@@ -29,9 +29,9 @@ from nemo_vibethinker.spectrum.endpoint_arguments import (
 from nemo_vibethinker.spectrum.labelling import CHECK_VERSION, LABEL_VERSION
 from nemo_vibethinker.spectrum.probe_pool import Candidate, Dropped, drop_overlapping, read_pool
 from nemo_vibethinker.spectrum.probe_selection import ProbingSets, choose
-from nemo_vibethinker.spectrum.problem_review import Reviewer, used_before
+from nemo_vibethinker.spectrum.problem_review import Reviewer, kept_answers
 from nemo_vibethinker.spectrum.resume_file import ResumeFile
-from nemo_vibethinker.spectrum.spending import Spending
+from nemo_vibethinker.spectrum.spending import Spending, Usage
 
 NAME = "nemo_vibethinker.spectrum.probing_sets"
 _EPILOG = """examples:
@@ -91,8 +91,8 @@ def _run(options: argparse.Namespace) -> None:
     print(f"pool: {rows:,} rows, {len(kept):,} usable, distinct and disjoint problems", file=sys.stderr)
     with ExitStack() as stack:
         reviewer, spending = _open_reviewer(options, stack)
-        if reviewer and options.labels == "model":
-            print_estimate("labels", reviewer.label_requests([c.record for c in kept]), spending)
+        if reviewer:
+            _print_estimates(options, reviewer, [c.record for c in kept], len(domains), spending)
         if options.plan:
             return
         labels, unlabelled = _labels(options, kept, reviewer)
@@ -132,7 +132,7 @@ def _open_reviewer(options: argparse.Namespace, stack: ExitStack) -> tuple[Revie
         raise ValueError("--model needs --base-url URL (or the environment's OPENAI_BASE_URL)")
     endpoint = endpoint_of(options)
     resume = stack.enter_context(ResumeFile(Path(f"{options.out}.answers.jsonl")))
-    spending = spending_of(options, used_before(resume))
+    spending = spending_of(options, sum((a.usage for a in kept_answers(resume).values()), Usage()))
     verifier = stack.enter_context(MathVerifier())
     reviewer = Reviewer(
         endpoint,
@@ -143,6 +143,16 @@ def _open_reviewer(options: argparse.Namespace, stack: ExitStack) -> tuple[Revie
         check_tokens=options.check_tokens,
     )
     return reviewer, spending
+
+
+def _print_estimates(
+    options: argparse.Namespace, reviewer: Reviewer, records: Sequence[Record], domains: int, spending: Spending
+) -> None:
+    """Which problems are checked depends on their labels; the cost is estimated by as many others."""
+    if options.labels == "model":
+        print_estimate("labels", reviewer.label_requests(records), spending)
+    checks = reviewer.check_requests(records[: options.per_domain * domains])
+    print_estimate("checks, if none is rejected", checks, spending)
 
 
 def _labels(
@@ -203,7 +213,7 @@ def _domain_report(options: argparse.Namespace, sets: ProbingSets, domain: str) 
 
 
 def _write(options: argparse.Namespace, sets: ProbingSets, report: dict[str, Any]) -> None:
-    """The report in any case; the problems where there are enough of them, less their solutions: a probe needs none."""
+    """The report in any case; the problems where there are enough of them."""
     path = options.report or Path(f"{options.out}.report.json")
     atomic_write_text(path, json.dumps(report, indent=1))
     print(summary(report))
@@ -216,9 +226,7 @@ def _write(options: argparse.Namespace, sets: ProbingSets, report: dict[str, Any
             "a smaller --per-domain, or --allow-fewer"
         )
     records = [
-        replace(candidate.record, domain=domain, response="", strategy="")
-        for domain, chosen in sets.chosen.items()
-        for candidate in chosen
+        replace(candidate.record, domain=domain) for domain, chosen in sets.chosen.items() for candidate in chosen
     ]
     if not records:
         raise ValueError(f"no problem is left (see {path})")

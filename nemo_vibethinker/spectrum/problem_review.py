@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.reward.math import MathVerifier
@@ -31,9 +31,17 @@ class RequestBuilder(Protocol):
     def __call__(self, problem: str, *, attempt: int, max_tokens: int) -> Request: ...
 
 
-def used_before(resume: ResumeFile) -> Usage:
-    """The tokens of the answers that the file holds."""
-    return sum((Usage(**row["usage"]) for row in resume.rows), Usage())
+def kept_answers(resume: ResumeFile) -> dict[str, Answer]:
+    """The answers that earlier attempts have left, by request key; ValueError for a file of something else."""
+    try:
+        return {
+            row["key"]: Answer(
+                texts=tuple(row["texts"]), finish_reasons=tuple(row["finish_reasons"]), usage=Usage(**row["usage"])
+            )
+            for row in resume.rows
+        }
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{resume.path} holds no answers of an endpoint; move it or choose another --out") from error
 
 
 class Reviewer:
@@ -55,11 +63,17 @@ class Reviewer:
     ) -> None:
         self._endpoint, self._resume, self._spending, self._verifier = endpoint, resume, spending, verifier
         self._label_tokens, self._check_tokens = label_tokens, check_tokens
-        self._answers = {row["key"]: _answer(row) for row in resume.rows}
+        self._answers = kept_answers(resume)
 
     def label_requests(self, records: Sequence[Record]) -> list[Request]:
         """What a first attempt at labels would still have to ask."""
-        requests = [label_request(record.prompt, attempt=0, max_tokens=self._label_tokens) for record in records]
+        return self._missing([label_request(r.prompt, attempt=0, max_tokens=self._label_tokens) for r in records])
+
+    def check_requests(self, records: Sequence[Record]) -> list[Request]:
+        """What a first attempt at checks would still have to ask."""
+        return self._missing([check_request(r.prompt, attempt=0, max_tokens=self._check_tokens) for r in records])
+
+    def _missing(self, requests: Sequence[Request]) -> list[Request]:
         return [request for request in requests if request.key(self._endpoint.model) not in self._answers]
 
     def label(self, records: Sequence[Record]) -> tuple[dict[str, str], Reasons]:
@@ -96,20 +110,25 @@ class Reviewer:
         for attempt in range(ATTEMPTS):
             asked = {record.id: build(record.prompt, attempt=attempt, max_tokens=max_tokens) for record in left}
             failures = self._answer(name, list(asked.values()))
+            unusable: list[Record] = []
             for record in left:
                 request = asked[record.id]
-                answer = self._answers.get(request.key(self._endpoint.model))
+                if request in failures:
+                    reasons[record.id] = f"no answer: {failures[request].reason}"
+                    continue
                 try:
-                    results[record.id] = _read(answer or failures[request], record.prompt, read)
+                    answer = self._answers[request.key(self._endpoint.model)]
+                    results[record.id] = _read(answer, record.prompt, read)
                 except UnusableAnswer as error:
                     reasons[record.id] = str(error)
-            left = [record for record in left if record.id not in results]
+                    unusable.append(record)
+            left = unusable
         return results, {identity: reason for identity, reason in reasons.items() if identity not in results}
 
     def _answer(self, name: str, requests: Sequence[Request]) -> dict[Request, Failure]:
         """Ask for the answers that are not there yet; returns those that could not be had."""
         model = self._endpoint.model
-        missing = [request for request in requests if request.key(model) not in self._answers]
+        missing = self._missing(requests)
         progress = Progress(name, len(missing))
         failures: dict[Request, Failure] = {}
 
@@ -125,16 +144,10 @@ class Reviewer:
         return failures
 
 
-def _answer(row: dict[str, Any]) -> Answer:
-    return Answer(texts=tuple(row["texts"]), finish_reasons=tuple(row["finish_reasons"]), usage=Usage(**row["usage"]))
-
-
-def _read(result: Answer | Failure, problem: str, read: Callable[[str, str], T]) -> T:
-    if isinstance(result, Failure):
-        raise UnusableAnswer(f"no answer: {result.reason}")
-    if result.finish_reasons[0] == "length":
+def _read(answer: Answer, problem: str, read: Callable[[str, str], T]) -> T:
+    if answer.finish_reasons[0] == "length":
         raise UnusableAnswer("answer cut at the length limit")
-    return read(result.texts[0], problem)
+    return read(answer.texts[0], problem)
 
 
 def _read_solution(text: str, problem: str) -> tuple[bool, str]:

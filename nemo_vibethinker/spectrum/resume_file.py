@@ -42,4 +42,6 @@ class ResumeFile:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.path.exists() and not self.path.stat().st_size:
+            self.remove()
         self._lock.close()
