@@ -176,6 +176,8 @@ def test_no_more_is_checked_than_needed_and_no_two_chosen_overlap() -> None:
     assert len(sets.chosen["algebra"]) == 10
     assert all(int(c.record.id) % 2 == 0 for c in sets.chosen["algebra"])
     assert len(checked) == len(set(checked)) < 40
+    assert choose({"algebra": pool}, 20, 0, check).chosen["algebra"][:10] == sets.chosen["algebra"]
+    assert not choose({"algebra": pool}, 5, 0, lambda wave: {c.record.id: "bad" for c in wave}).chosen["algebra"]
     all_of_them = choose({"algebra": [*pool, twin]}, 41, 0, lambda wave: {})
     assert len(all_of_them.chosen["algebra"]) == 40
     assert [row.step for row in all_of_them.dropped] == ["duplicate"]
@@ -228,7 +230,7 @@ def test_reviewed_sets_leave_out_what_the_check_rejects(
     asked = Counter("well_posed" in entry for entry in state.answered)
     assert asked == {False: 47 + 4, True: 43 + 1}  # unusable answers are asked for once more
     dollars = (state.prompt_tokens + 4 * state.completion_tokens) / 1e6
-    assert f"${dollars:.4f}" in capsys.readouterr().err
+    assert f"${dollars:.4f}" in capsys.readouterr().out
     assert main(command(pool, out, 40, *review)) == 0
     assert len(state.answered) == usage["requests"]  # nothing is asked twice
 

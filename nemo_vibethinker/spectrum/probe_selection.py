@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from nemo_vibethinker.data.decontaminate import ngrams
 from nemo_vibethinker.spectrum.probe_pool import Candidate, Dropped
 
+MOST_TRIES = 4.0  # problems that a wave checks for each one missing
 Reasons = dict[str, str]  # id of a candidate -> why it is dropped
 Check = Callable[[Sequence[Candidate]], Reasons]
 
@@ -62,39 +63,47 @@ class ChosenTexts:
 def choose(labelled: Mapping[str, Sequence[Candidate]], per_domain: int, seed: int, check: Check) -> ProbingSets:
     """Up to `per_domain` problems of each domain, in `preference_order`, that `check` has no complaint about.
 
-    No two of them share a 10-gram. Only as many are checked as are needed: the shortfall of every domain, again and
-    again until all are full or the pool is spent.
+    No two of them share a 10-gram. They are checked in waves until all domains are full or the pool is spent: first as
+    many as are missing, then as many as it takes at the domain's rate of acceptance so far.
     """
     sets = ProbingSets({domain: [] for domain in labelled}, {domain: len(pool) for domain, pool in labelled.items()})
     waiting = {domain: preference_order(pool, seed)[::-1] for domain, pool in labelled.items()}
     texts = ChosenTexts()
-    while wave := _next_wave(sets, waiting, texts, per_domain):
+    checked: Counter[str] = Counter()
+    while wave := _next_wave(sets, waiting, texts, per_domain, checked):
         reasons = check([candidate for _, candidate in wave])
         for domain, candidate in wave:
+            checked[domain] += 1
             reason = reasons.get(candidate.record.id)
             if reason is not None:
                 sets.dropped.append(Dropped(id=candidate.record.id, step="rejected", reason=reason))
             elif texts.overlaps(candidate.record.prompt):  # with one chosen earlier in the same wave
                 sets.dropped.append(_duplicate(candidate))
-            else:
+            elif len(sets.chosen[domain]) < per_domain:
                 texts.add(candidate.record.prompt)
                 sets.chosen[domain].append(candidate)
     return sets
 
 
 def _next_wave(
-    sets: ProbingSets, waiting: dict[str, list[Candidate]], texts: ChosenTexts, per_domain: int
+    sets: ProbingSets,
+    waiting: dict[str, list[Candidate]],
+    texts: ChosenTexts,
+    per_domain: int,
+    checked: Counter[str],
 ) -> list[tuple[str, Candidate]]:
     wave: list[tuple[str, Candidate]] = []
     for domain, queue in waiting.items():
-        missing = per_domain - len(sets.chosen[domain])
-        while queue and missing:
+        accepted = len(sets.chosen[domain])
+        tries = checked[domain] / max(1, accepted) if checked[domain] else 1.0
+        wanted = math.ceil((per_domain - accepted) * min(max(1.0, tries), MOST_TRIES))
+        while queue and wanted:
             candidate = queue.pop()
             if texts.overlaps(candidate.record.prompt):
                 sets.dropped.append(_duplicate(candidate))
             else:
                 wave.append((domain, candidate))
-                missing -= 1
+                wanted -= 1
     return wave
 
 

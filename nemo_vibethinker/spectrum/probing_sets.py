@@ -190,7 +190,7 @@ def _report(
     funnel["chosen"] = chosen
     named = ("unusable", "duplicate", "unlabelled", "other domain", "rejected")
     review = {"model": options.model, "labels": options.labels, "versions": [LABEL_VERSION, CHECK_VERSION]}
-    review |= {"usage": asdict(spending.used), "subject_agreement": agreement}
+    review |= {"usage": asdict(spending.used), "subject_agreement": agreement, "spent": str(spending)}
     return {
         "settings": {name: str(value) for name, value in vars(options).items() if name != "base_url"},
         "review": review if options.model else None,
@@ -242,11 +242,10 @@ def summary(report: Mapping[str, Any]) -> str:
         spread = ", ".join(f"{stratum}: {count}" for stratum, count in row["difficulty"].items())
         lines.append(f"{domain:{width}}  {row['chosen']:,} of {row['available']:,}; by difficulty {spread or '-'}")
     if report["review"]:
-        usage, agreement = report["review"]["usage"], report["review"]["subject_agreement"]
+        review, agreement = report["review"], report["review"]["subject_agreement"]
         lines.append(
-            f"{report['review']['model']}: {usage['requests']:,} answers, {usage['prompt_tokens']:,} prompt and "
-            f"{usage['completion_tokens']:,} completion tokens; labels like the dataset's {agreement['same']:,}, "
-            f"others {agreement['different']:,}"
+            f"{review['model']}: {review['usage']['requests']:,} answers, {review['spent']}; "
+            f"labels like the dataset's {agreement['same']:,}, others {agreement['different']:,}"
         )
     return "\n".join(lines)
 
