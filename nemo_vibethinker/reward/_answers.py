@@ -1,57 +1,40 @@
-"""Answers as text: normal form, exact plain numbers, and the verdicts that need no algebra."""
+"""Verdicts on canonical answers that need no algebra: numbers, words, choices, and what is no answer at all."""
 
 import re
 from fractions import Fraction
-from itertools import pairwise
 
+from nemo_vibethinker.reward._units import split_unit
 from nemo_vibethinker.reward.verdict import Verdict
 
-_MAX_ANSWER = 2000  # characters; no reference answer is near it, and it bounds the work on a hostile one
-_DROPPED = re.compile(r"\\(?:left|right|displaystyle|[bB]igg?[lr]?)(?![a-zA-Z])|\\!|\$|\^\{?\\circ\}?|\\degree|\u00b0")
-_SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![a-zA-Z])|~|\s+")
-_STYLED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_UNIT = re.compile(r"([\d.,)}%]) ?\\(?:text|textbf|textit|textrm|mathrm|mbox)\s*\{([^{}]*)\}(?:\^\{?\d\}?)?$")
-_NOT_UNITS = re.compile(r"\b(?:or|and|to|e|i|hundred|thousand|million|billion|trillion|dozen|percent|pct)\b|[%\d=]")
-_LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z]) +| +(?![0-9A-Za-z])")
-_SHORT_FRACTION = re.compile(r"\\frac ?(\{[^{}]*\}|\w) ?(\{[^{}]*\}|\w)")
-_SHORT_ROOT = re.compile(r"\\sqrt ?(\w)")
+MAX_ANSWER = 2000  # characters; no reference answer is near it, and it bounds the work on a hostile one
 _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
-_GROUPED = re.compile(r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?")
-_NUMBER = re.compile(_DECIMAL)
-_QUOTIENT = re.compile(rf"(-?{_DECIMAL})/(-?{_DECIMAL})|\\frac\{{(-?{_DECIMAL})\}}\{{(-?{_DECIMAL})\}}")
-_MIXED = re.compile(r"(\d+)(?: (\d+)/(\d+)|\\frac\{(\d+)\}\{(\d+)\})")
-_SEPARATOR = re.compile(r",|;|\bor\b|\band\b")
+_GROUPED = re.compile(r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?", re.ASCII)
+_NUMBER = re.compile(_DECIMAL, re.ASCII)
+_SCIENTIFIC = re.compile(
+    rf"({_DECIMAL})(?:(?:\*|\\times ?|\\cdot ?)10\^\{{?\(?([-+]?\d{{1,3}})\)?\}}?|[eE]([-+]\d{{1,3}}|\d{{1,3}}))", re.ASCII
+)
+_QUOTIENT = re.compile(rf"(-?{_DECIMAL})/(-?{_DECIMAL})|\\frac\{{(-?{_DECIMAL})\}}\{{(-?{_DECIMAL})\}}", re.ASCII)
+_MIXED = re.compile(r"(\d+)(?: (\d+)/(\d+)|\\frac\{(\d+)\}\{(\d+)\})", re.ASCII)
+_CHOICE = re.compile(r"\(?([A-J])[).:]?(?:[.:)]? ?(?:\\text\{)?[A-Za-z$\\\d][^,;]{0,60})?")
+_GIVEN_CHOICE = re.compile(r"(?:(?:option|choice|answer)[ :]*(?:is )?)?\(?([A-Ja-j])\)?(?:[.:)](?P<rest>.*)|\.?)", re.IGNORECASE | re.DOTALL)
+_OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])\(?[A-J](?:\)|[.:](?=\s*[a-z\d]))|^\W*[A-J](?:\W+[A-J])*\W*$")
+_ARITHMETIC = re.compile(r"\(*-?\d+(?:\)*(?:[-+*]|\\times ?|\\cdot ?|\\div ?)\(*-?\d+\)*)+", re.ASCII)
+_UNEVALUATED = re.compile(r"\\(?:sum|prod|int|lim|bmod|pmod|mod|gcd|lcm|det|binom)(?![a-z])")
+_POWER_OF_TEN = re.compile(r"(?:\*|\\times ?|\\cdot ?)1?0+\b")
 _SUSPECT = {
     re.compile(r"\d +\d"): "several numbers in a row",
     re.compile(r"\d_\{?\d"): "a number in another base",
-    re.compile(r"(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{4,}(?![A-Za-z]|$)"): "words beside the answer",
-    re.compile(r"\\(?:lor|vee|mid|to|(?:long)?(?:left)?rightarrow|implies)(?![a-z])", re.IGNORECASE): "alternatives",
+    re.compile(r"\\(?:to|longleftrightarrow|leftrightarrow|iff)(?![a-z])", re.IGNORECASE): "alternatives",
+    re.compile(r"\\(?:input|write|def|newcommand|csname|catcode)"): "a macro",
 }
 _OPENING, _CLOSING = "([{", ")]}"
-
-
-def normalise(text: str) -> str:
-    """The text without what carries no meaning: spacing, delimiters, text style, units after a number, degree signs."""
-    text = text.replace("\u2212", "-").replace("\\$", "").replace("{,}", ",").replace("\\%", "%")
-    text = re.sub(r"(?<!\\)\\[()\[\]]", "", text)
-    text = _SPACES.sub(" ", _DROPPED.sub("", text)).strip()
-    text = re.sub(r"\\[dtc]frac", r"\\frac", text)
-    unit = _UNIT.search(text)
-    if unit and not _NOT_UNITS.search(unit[2]):
-        text = text[: unit.end(1)]
-    text = re.sub(r" ?\b(?:percent|pct)\b", "%", _STYLED.sub(r"\1", text))
-    text = _SHORT_FRACTION.sub(lambda found: f"\\frac{_braced(found[1])}{_braced(found[2])}", text)
-    text = _SHORT_ROOT.sub(r"\\sqrt{\1}", text)
-    text = _LOOSE_SPACE.sub("", text).rstrip("\\. ")
-    return text[1] if re.fullmatch(r"\([A-Z]\)", text) else text
-
-
-def _braced(text: str) -> str:
-    return text if text.startswith("{") else f"{{{text}}}"
+_EMPTY = re.compile(
+    r"\\emptyset|\\\{\\\}|(?:thereis|thereare)?no(?:real)?(?:solutions?|answers?|roots?|values?)(?:exists?)?|none|doesnotexist|dne|undefined"
+)
 
 
 def plain_number(text: str) -> Fraction | None:
-    """The exact value of a normalised integer, decimal, fraction, mixed number or percentage; None for the rest."""
+    """The exact value of an integer, decimal, fraction, mixed number, percentage or scientific notation, else None."""
     percent = text.endswith("%")
     sign = -1 if text.startswith("-") else 1
     value = _unsigned(text.removesuffix("%").lstrip(" ").removeprefix("-").removeprefix("+").strip())
@@ -59,7 +42,7 @@ def plain_number(text: str) -> Fraction | None:
 
 
 def _unsigned(text: str) -> Fraction | None:
-    if len(text) > _MAX_ANSWER:
+    if len(text) > MAX_ANSWER or text.startswith("-"):
         return None
     if text.startswith("(") and text.endswith(")") and "(" not in text[1:]:
         return plain_number(text[1:-1])
@@ -67,6 +50,8 @@ def _unsigned(text: str) -> Fraction | None:
         text = re.sub("[, ]", "", text)
     if _NUMBER.fullmatch(text):
         return Fraction(text)
+    if scientific := _SCIENTIFIC.fullmatch(text):
+        return Fraction(scientific[1]) * Fraction(10) ** int(scientific[2] or scientific[3])
     if quotient := _QUOTIENT.fullmatch(text):
         above, below = (Fraction(part) for part in quotient.groups() if part is not None)
         return above / below if below else None
@@ -76,108 +61,107 @@ def _unsigned(text: str) -> Fraction | None:
     return None
 
 
-def split_answers(text: str) -> list[str]:
-    """The distinct answers that a normalised text lists at its top level; a set in braces lists its elements."""
-    if text.startswith("\\{") and text.endswith("\\}") and text.count("\\{") == 1:
-        text = text[2:-2]
-    if _GROUPED.fullmatch(text.lstrip("-")):
-        return [text]
-    parts, start = [], 0
-    depths = _depths(text)
-    for found in _SEPARATOR.finditer(text):
-        if depths[found.start()] == 0:
-            parts.append(text[start : found.start()])
-            start = found.end()
-    parts.append(text[start:])
-    signs = [sign for part in parts if part.strip() for sign in _both_signs(part.strip())]
-    return list(dict.fromkeys(signs))
-
-
-def _both_signs(part: str) -> list[str]:
-    if "\\pm" not in part and "\\mp" not in part:
-        return [part]
-    return [re.sub(r"\\pm ?", plus, re.sub(r"\\mp ?", minus, part)).removeprefix("+") for plus, minus in ("+-", "-+")]
-
-
-def _depths(text: str) -> list[int]:
-    depth, depths = 0, []
-    for character in text:
-        depth -= character in _CLOSING
-        depths.append(depth)
-        depth += character in _OPENING
-    return depths
-
-
-def _elements(text: str) -> tuple[str, str, list[str]] | None:
-    """Opening and closing bracket and the elements of one tuple or interval, or None."""
-    if len(text) < 3 or text[0] not in "([" or text[-1] not in ")]" or min(_depths(text)[1:-1]) < 1:
-        return None
-    depths = _depths(text)
-    commas = [index for index, character in enumerate(text) if character == "," and depths[index] == 1]
-    edges = [0, *commas, len(text) - 1]
-    parts = [text[left + 1 : right].strip() for left, right in pairwise(edges)]
-    return (text[0], text[-1], parts) if commas else None
-
-
 def decide(gold: str, answer: str) -> Verdict | None:
-    """The verdict on normalised texts, or None if only algebra can tell."""
+    """The verdict on canonical texts, or None if only algebra can tell."""
     if not gold:
         return Verdict("ungraded", "the reference answer is empty")
-    if len(answer) > max(_MAX_ANSWER, 4 * len(gold)):
-        return Verdict("wrong", "the answer is too long")
-    if gold == answer or _same_word(gold, answer):
-        return Verdict("right")
     if not answer:
         return Verdict("wrong", "the answer is empty")
-    return _decide_numbers(gold, answer) or _decide_shape(gold, answer)
+    if gold == answer or _same_words(gold, answer):
+        return Verdict("right")
+    return _decide_numbers(gold, answer) or _decide_choice(gold, answer) or _decide_form(gold, answer)
 
 
-def _same_word(gold: str, answer: str) -> bool:
-    choice = len(gold) > 1 or gold in "ABCDEFGHIJ"
-    return gold.isalpha() and choice and gold.casefold() == answer.casefold()
+def _words(text: str) -> str:
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).casefold()
+    return "".join(re.sub(r"^(?:the|a|an) |[\s\"'.`]", "", text.strip()).split())
+
+
+def _same_words(gold: str, answer: str) -> bool:
+    expected, given = _words(gold), _words(answer)
+    if _EMPTY.fullmatch(expected):
+        return bool(_EMPTY.fullmatch(given))
+    return expected == given and len(re.findall(r"[a-z]", expected)) > 2
 
 
 def _decide_numbers(gold: str, answer: str) -> Verdict | None:
     expected, given = plain_number(gold), plain_number(answer)
+    if (expected is None or given is None) and (gold + answer).strip("0123456789"):
+        (gold, unit), (answer, other) = split_unit(gold), split_unit(answer)
+        if unit and other and unit != other:
+            return None
+        expected, given = plain_number(gold), plain_number(answer)
     if expected is None or given is None:
         return None
     if expected == given or _rounds_to(expected, answer) or _rounds_to(given, gold):
         return Verdict("right")
+    if _nearly(gold, expected, given):
+        return Verdict("right", "the reference is rounded")
     return Verdict("wrong", "another number")
 
 
 def _rounds_to(exact: Fraction, decimal: str) -> bool:
     """Whether `decimal`, with ten digits and more, is `exact` cut or rounded where `exact` has no finite decimal."""
     _, point, digits = decimal.partition(".")
-    odd = exact.denominator
-    for prime in (2, 5):
-        while odd % prime == 0:
-            odd //= prime
-    if not point or len(digits) < 10 or not digits.isdigit() or odd == 1:
+    if not point or len(digits) < 10 or not digits.isdigit() or _finite_decimal(exact):
         return False
     value = plain_number(decimal)
     return value is not None and abs(value - exact) < Fraction(1, 10 ** len(digits))
 
 
-def _decide_shape(gold: str, answer: str) -> Verdict | None:
-    """Verdicts from how many answers are listed, in which brackets; number lists and number tuples are decided."""
-    if ("%" in gold) != ("%" in answer):
-        return Verdict("wrong", "one is a percentage, the other not")
-    if gold.isalpha() and answer.isalpha() and min(len(gold), len(answer)) > 3:
-        return Verdict("wrong", "another word")
-    expected, given = split_answers(gold), split_answers(answer)
-    if len(expected) != len(given):
-        return Verdict("wrong", f"{len(given)} answers where {len(expected)} are expected")
+def _nearly(gold: str, expected: Fraction, given: Fraction) -> bool:
+    """Whether the reference is a decimal of three digits and more that rounds or cuts the answer, an endless one."""
+    _, point, digits = gold.partition(".")
+    if not point or len(digits) < 2 or not digits.isdigit() or len(gold.strip("-0.").replace(".", "")) < 3:
+        return False
+    return not _finite_decimal(given) and abs(expected - given) < Fraction(1, 10 ** len(digits))
+
+
+def _finite_decimal(value: Fraction) -> bool:
+    odd = value.denominator
+    for prime in (2, 5):
+        while odd % prime == 0:
+            odd //= prime
+    return odd == 1
+
+
+def _decide_choice(gold: str, answer: str) -> Verdict | None:
+    """The reference is a letter, or a letter with its text; the answer is the letter, with or without text."""
+    expected = _CHOICE.fullmatch(gold)
+    if not expected or (len(gold) > 3 and not re.match(r"\(?[A-J][).:]|[A-J] [A-Z]", gold)):
+        return None
+    given = _GIVEN_CHOICE.fullmatch(answer)
+    if given and not (given["rest"] and _OTHER_CHOICE.search(given["rest"])):
+        same = given[1].upper() == expected[1]
+        return Verdict("right") if same else Verdict("wrong", "another choice")
+    own_text = _words(re.sub(r"^\(?[A-J][).:]* ?", "", gold))
+    if own_text and own_text == _words(answer):
+        return Verdict("right")
+    return None if len(gold) > 3 or len(answer) > 1 else Verdict("wrong", "another choice")
+
+
+def _decide_form(gold: str, answer: str) -> Verdict | None:
+    """Answers that algebra need not see: no mathematics, several numbers, or the problem's own arithmetic."""
     if problem := _malformed(gold, answer):
         return Verdict("wrong", problem)
-    if len(expected) > 1:
-        return _decide_lists(expected, given, ordered=False)
-    return _decide_brackets(_elements(gold), _elements(answer))
+    if plain_number(gold) is not None and is_unevaluated(answer):
+        return Verdict("wrong", "an expression that still has to be evaluated")
+    if _prose(gold):
+        return _decide_prose(gold, answer)
+    return None
+
+
+def is_unevaluated(answer: str) -> bool:
+    """Whether it is nothing but arithmetic on integers, or a sum, integral or limit: a restated problem."""
+    if _UNEVALUATED.search(answer) and "=" not in answer:
+        return True
+    return bool(_ARITHMETIC.fullmatch(answer) and not _POWER_OF_TEN.search(answer))
 
 
 def _malformed(gold: str, answer: str) -> str:
-    """What makes `answer` no single well-formed answer, unless `gold` has it too: a lenient parser would pick the
-    right number out of it."""
+    """What makes `answer` no single well-formed answer, unless `gold` has it too."""
+    if not answer.isascii():
+        return "characters that are no mathematics"
     for pattern, problem in _SUSPECT.items():
         if pattern.search(answer) and not pattern.search(gold):
             return problem
@@ -185,19 +169,13 @@ def _malformed(gold: str, answer: str) -> str:
     return "" if opening == closing else "unbalanced brackets"
 
 
-def _decide_brackets(
-    gold: tuple[str, str, list[str]] | None, answer: tuple[str, str, list[str]] | None
-) -> Verdict | None:
-    if gold is None or answer is None:
-        return None
-    if gold[:2] != answer[:2] or len(gold[2]) != len(answer[2]):
-        return Verdict("wrong", "other brackets or another number of elements")
-    return _decide_lists(gold[2], answer[2], ordered=True)
+def _prose(text: str) -> bool:
+    outside = re.sub(r"\\[A-Za-z]+|\\text\{[^{}]*\}", " ", text)
+    return len(re.findall(r"(?<![A-Za-z])[A-Za-z]{2,}(?![A-Za-z])", outside)) >= 5
 
 
-def _decide_lists(expected: list[str], given: list[str], *, ordered: bool) -> Verdict | None:
-    numbers = [plain_number(part) for part in expected], [plain_number(part) for part in given]
-    if None in numbers[0] or None in numbers[1]:
-        return None
-    same = numbers[0] == numbers[1] if ordered else set(numbers[0]) == set(numbers[1])
-    return Verdict("right") if same else Verdict("wrong", "other numbers")
+def _decide_prose(gold: str, answer: str) -> Verdict:
+    """A reference in sentences is met by the quantities in it, two or more, in its order."""
+    expected, given = (re.findall(r"-?\d+(?:\.\d+)?", text) for text in (gold, answer))
+    same = len(expected) > 1 and list(map(Fraction, expected)) == list(map(Fraction, given))
+    return Verdict("right") if same and not _prose(answer) else Verdict("wrong", "not the words of the reference")

@@ -1,86 +1,96 @@
-r"""Grading the answers of mathematics.
+r"""Grading the answers of mathematics: right, wrong with a reason, or ungraded where the grader itself failed.
 
-The answer is the content of the last `\boxed{...}`. Equal normal forms and plain numbers, alone, in lists or in
-tuples, are decided exactly in this process within microseconds; algebra is left to math-verify, in child processes
-with a hard deadline. Guarded against false accepts: several answers listed where one is expected, other brackets,
-a percentage against its number, values that agree only within a rounding, and equations that are not proportional.
+    with MathVerifier() as verifier:
+        verifier.grade("1/2", r"... so the answer is \boxed{0.5}.")      # Verdict(kind="right")
+
+`_extraction` finds the final answer in a response and documents its rules. The answer is brought into one notation;
+numbers, words and choices are decided at once, exactly; the rest goes to child processes that evaluate both sides, and
+are killed when a comparison misses its deadline. What is not understood in full is wrong.
+
+What counts as equal (the conventions in play; reasons in brackets):
+
+- Several answers match one to one in any order; a tuple or interval matches in order and in its brackets. Answers
+  listed where one is expected are wrong [else listing candidates would pay].
+- A percentage is a hundredth: `50%` is `1/2`, never `50`.
+- A decimal equals another only exactly; a reference of three digits and more may be the rounding of an exact answer
+  without a finite decimal. `0.333` for `1/3` is wrong.
+- A unit that only one side names is dropped; two known units have to agree. `90^\circ` is `90`, and `\pi/2` where the
+  other side is in terms of pi.
+- `name = value` is its value; `(p,q)=(3,2)` is `(3,2)`, and `p=3, q=2` too. A chain `x = a = b` needs a side that bears
+  out the last one.
+- `x < 3` is `(-\infty, 3)`, `x \ne 1` the union of two intervals, and so on; `\pm` stands for both signs.
+- A reference letter (multiple choice) is met by the letter, bracketed or followed by its text.
+- Where the reference is a number, bare integer arithmetic, sums, integrals and limits are wrong [a restated problem].
+- Where the answer makes the work (towers of powers, factorials of large numbers) it is wrong with that reason
+  [`ungraded` would let a policy stop the run]; `ungraded` stays for failures of the grader or of the reference.
 
 Command line: `python -m nemo_vibethinker.reward.math --cases FILE.jsonl --out VERDICTS.jsonl` with rows of
-`{id, gold, prediction}` (an answer, boxed or bare) or `{id, gold, response}` (has to contain a boxed answer).
+`{id, gold, prediction}` (an answer, bare or boxed, or a text that states one) or `{id, gold, response}`; other columns
+are ignored. It writes `{id, verdict, reason}` for each row, in order.
 """
 
 import re
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
-from nemo_vibethinker.reward._answers import decide, normalise
+from nemo_vibethinker.reward._answers import MAX_ANSWER, decide
 from nemo_vibethinker.reward._cases import Case, grade_file
+from nemo_vibethinker.reward._extraction import Found, boxed_reference, final_answer
 from nemo_vibethinker.reward._grader_pool import GraderPool
+from nemo_vibethinker.reward._notation import canonical
 from nemo_vibethinker.reward.verdict import Verdict
 
-_BOX = "\\boxed"
-_TOKEN = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+_STATEMENT = re.compile(r"\\(?:boxed|fbox)|</?think>|<answer>|####|\banswer\b|[A-Za-z]{2,} [A-Za-z']{2,} [A-Za-z']{2,}|\n|[^\x00-\u2fff]")
 
-
-def extract_answer(response: str) -> str | None:
-    r"""The content of the last `\boxed{...}` whose braces balance, or None. Escaped braces do not count.
-
-    Of nested boxes it gives the innermost content, if the outer holds nothing else. Takes linear time.
-    """
-    first = response.find(_BOX)
-    opened: list[int] = []
-    content: tuple[int, int] | None = None
-    for token in _TOKEN.finditer(response, first) if first >= 0 else ():
-        text = token[0]
-        if text == "}" and opened:
-            start = opened.pop()
-            if start >= 0:
-                content = start, token.start()
-        elif text == "{":
-            opened.append(-1)
-        elif text.startswith(_BOX):
-            opened.append(token.end())
-    return _unwrap(response[content[0] : content[1]]) if content else None
-
-
-def _unwrap(answer: str) -> str:
-    while found := re.fullmatch(r"\s*\\boxed\s*\{([^{}]*)\}\s*", answer):
-        answer = found[1]
-    return answer.strip()
+Prepared = Verdict | tuple[str, str]
 
 
 class MathVerifier:
-    """Grades answers; thread-safe, and a context manager that ends its child processes.
+    r"""Grades answers; thread-safe, usable after a fork, and a context manager that ends its child processes.
 
-    `deadline_s` bounds one comparison by algebra in seconds, `processes` is how many of these run at a time.
-    Raises ValueError if either is not positive.
+    Args:
+        deadline_s: bound on one comparison by algebra, in seconds.
+        processes: how many of these run at a time; each is a child process, started when first needed.
+        boxed_only: read answers only from `\boxed{...}`, as in training; else also from other final statements.
+
+    Raises ValueError if `deadline_s` or `processes` is not positive.
     """
 
-    def __init__(self, deadline_s: float = 2.0, processes: int = 1) -> None:
+    def __init__(self, deadline_s: float = 2.0, processes: int = 1, *, boxed_only: bool = False) -> None:
         if deadline_s <= 0 or processes < 1:
             raise ValueError(f"deadline_s and processes must be positive, not {deadline_s} and {processes}")
+        self._boxed_only = boxed_only
         self._pool = GraderPool(processes, deadline_s)
-        self._threads = ThreadPoolExecutor(processes)
 
     def grade(self, gold: str, response: str) -> Verdict:
-        r"""The verdict on the last boxed answer of `response`; without one it is wrong."""
-        return self.grade_answer(gold, extract_answer(response))
+        """The verdict on the final answer of `response`; without one it is wrong."""
+        return self.grade_many([(gold, response)])[0]
 
     def grade_answer(self, gold: str, answer: str | None) -> Verdict:
         """The verdict on a bare answer; None is wrong."""
-        quick = _without_algebra(gold, answer)
-        return quick if isinstance(quick, Verdict) else self._pool.grade(*quick)
+        return self._finish([_prepare(gold, Found(answer, "no answer"))])[0]
 
     def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Verdicts on (gold, response) pairs in their order; equal comparisons by algebra run once."""
-        quick = [_without_algebra(gold, extract_answer(response)) for gold, response in pairs]
-        hard = list(dict.fromkeys(texts for texts in quick if not isinstance(texts, Verdict)))
-        graded = dict(zip(hard, self._threads.map(lambda texts: self._pool.grade(*texts), hard), strict=True))
-        return [verdict if isinstance(verdict, Verdict) else graded[verdict] for verdict in quick]
+        return self._finish(
+            [_prepare(gold, final_answer(response, boxed_only=self._boxed_only)) for gold, response in pairs]
+        )
+
+    def grade_predictions(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
+        """Verdicts on (gold, prediction) pairs, where a prediction is an answer or a text that states one."""
+        verdicts = self._finish([_prepare(gold, _bare(prediction)) for gold, prediction in pairs])
+        again = [i for i, verdict in enumerate(verdicts) if verdict.kind == "wrong" and _STATEMENT.search(pairs[i][1])]
+        for i, verdict in zip(again, self.grade_many([pairs[i] for i in again]), strict=True):
+            verdicts[i] = verdict
+        return verdicts
+
+    def _finish(self, prepared: list[Prepared]) -> list[Verdict]:
+        hard = list(dict.fromkeys(texts for texts in prepared if not isinstance(texts, Verdict)))
+        graded = dict(zip(hard, self._pool.grade(hard), strict=True)) if hard else {}
+        return [verdict if isinstance(verdict, Verdict) else graded[verdict] for verdict in prepared]
 
     def close(self) -> None:
-        self._threads.shutdown()
+        """End the child processes; the verifier stays usable and would start new ones."""
         self._pool.close()
 
     def __enter__(self) -> "MathVerifier":
@@ -90,35 +100,53 @@ class MathVerifier:
         self.close()
 
 
-def _without_algebra(gold: str, answer: str | None) -> Verdict | tuple[str, str]:
-    """The verdict, or the normal forms that algebra has to compare."""
-    if answer is None:
-        return Verdict("wrong", "no \\boxed answer")
-    expected, given = normalise(_reference(gold)), normalise(answer)
+def _bare(prediction: str) -> Found:
+    if "\\boxed" in prediction or "think>" in prediction:
+        return Found(None, "not a bare answer")
+    return Found(prediction)
+
+
+def _prepare(gold: str, found: Found) -> Prepared:
+    """The verdict, or the canonical texts that algebra has to compare."""
+    if found.answer is None:
+        return Verdict("wrong", found.reason) if gold.strip() else decide("", "") or Verdict("ungraded")
+    reference = _reference(gold)
+    if len(found.answer) > max(MAX_ANSWER, 4 * len(reference)):
+        return Verdict("wrong", "the answer is too long")
+    expected, given = canonical(reference), canonical(found.answer)
     return decide(expected, given) or (expected, given)
 
 
 def _reference(gold: str) -> str:
-    """A reference answer may come boxed."""
-    return extract_answer(gold) or gold
+    """A reference may come boxed, tagged, or as a whole solution."""
+    boxed = boxed_reference(gold)
+    if boxed is not gold or not re.search(r"<answer>|####", gold):
+        return boxed
+    return final_answer(gold, boxed_only=False).answer or gold
 
 
 def _check(case: Case) -> str:
-    if not isinstance(case.get("gold"), str):
-        return "'gold' must be a string"
-    text = case.get("prediction", case.get("response"))
-    return "" if isinstance(text, str) else "needs 'prediction' or 'response', a string"
+    for key in ("gold", "prediction", "response"):
+        if case.get(key) is not None and not isinstance(case[key], str):
+            return f"'{key}' must be a string"
+    return ""
 
 
 def _grade_cases(cases: list[Case]) -> list[Verdict]:
-    with MathVerifier() as verifier:
-        return [_grade_case(verifier, case) for case in cases]
-
-
-def _grade_case(verifier: MathVerifier, case: Case) -> Verdict:
-    if "prediction" not in case:
-        return verifier.grade(case["gold"], case["response"])
-    return verifier.grade_answer(case["gold"], _reference(case["prediction"]))
+    """A row without a gold is ungraded, one without a prediction wrong; a file that has none of a column is refused."""
+    if cases and not any("gold" in case for case in cases):
+        raise ValueError("no row has 'gold'")
+    if cases and not any("prediction" in case or "response" in case for case in cases):
+        raise ValueError("no row has 'prediction' or 'response'")
+    verdicts: list[Verdict] = [Verdict("ungraded")] * len(cases)
+    responses = [i for i, case in enumerate(cases) if "response" in case and "prediction" not in case]
+    predictions = [i for i, case in enumerate(cases) if not ("response" in case and "prediction" not in case)]
+    with MathVerifier(processes=2) as verifier:
+        for rows, grade, key in ((responses, verifier.grade_many, "response"), (predictions, verifier.grade_predictions, "prediction")):
+            pairs = [(cases[i].get("gold") or "", cases[i].get(key) or "") for i in rows]
+            for i, verdict in zip(rows, grade(pairs), strict=True):
+                verdicts[i] = verdict
+    return verdicts
 
 
 if __name__ == "__main__":
