@@ -28,8 +28,9 @@ _SUSPECT = {
     re.compile(r"\\(?:input|write|def|newcommand|csname|catcode)"): "a macro",
 }
 _OPENING, _CLOSING = "([{", ")]}"
+_WORDING = re.compile(r"[A-Za-z][A-Za-z\s\"'`.,;:!?()-]*")
 _EMPTY = re.compile(
-    r"\\emptyset|\\\{\\\}|(?:thereis|thereare)?no(?:real)?(?:solutions?|answers?|roots?|values?)(?:exists?)?|none|doesnotexist|dne|undefined"
+    r"(?:thereis|thereare)?no(?:real)?(?:solutions?|answers?|roots?|values?)(?:exists?)?|none|doesnotexist|dne|undefined"
 )
 
 
@@ -72,16 +73,20 @@ def decide(gold: str, answer: str) -> Verdict | None:
     return _decide_numbers(gold, answer) or _decide_choice(gold, answer) or _decide_form(gold, answer)
 
 
-def _words(text: str) -> str:
-    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).casefold()
-    return "".join(re.sub(r"^(?:the|a|an) |[\s\"'.`]", "", text.strip()).split())
+def words(text: str) -> str:
+    """A text of words without markup, case, spaces, quotes and a leading article, to compare; "" for mathematics."""
+    marked = "\\text" in text
+    text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).strip()
+    if not (_WORDING.fullmatch(text) and (marked or re.search("[A-Za-z]{4}", text) or len(text) == 3)):
+        return ""
+    return re.sub(r"^(?:the|a|an) |[\s\"'.`]", "", " ".join(text.casefold().split())).replace(" ", "")
 
 
 def _same_words(gold: str, answer: str) -> bool:
-    expected, given = _words(gold), _words(answer)
-    if _EMPTY.fullmatch(expected):
-        return bool(_EMPTY.fullmatch(given))
-    return expected == given and len(re.findall(r"[a-z]", expected)) > 2
+    expected, given = words(gold), words(answer)
+    if gold in ("\\emptyset", "\\{\\}") or _EMPTY.fullmatch(expected):
+        return answer in ("\\emptyset", "\\{\\}") or bool(_EMPTY.fullmatch(given))
+    return bool(expected) and expected == given
 
 
 def _decide_numbers(gold: str, answer: str) -> Verdict | None:
@@ -134,8 +139,8 @@ def _decide_choice(gold: str, answer: str) -> Verdict | None:
     if given and not (given["rest"] and _OTHER_CHOICE.search(given["rest"])):
         same = given[1].upper() == expected[1]
         return Verdict("right") if same else Verdict("wrong", "another choice")
-    own_text = _words(re.sub(r"^\(?[A-J][).:]* ?", "", gold))
-    if own_text and own_text == _words(answer):
+    own_text = words(re.sub(r"^\(?[A-J][).:]* ?", "", gold))
+    if own_text and own_text == words(answer):
         return Verdict("right")
     return None if len(gold) > 3 or len(answer) > 1 else Verdict("wrong", "another choice")
 
@@ -170,7 +175,7 @@ def _malformed(gold: str, answer: str) -> str:
 
 
 def _prose(text: str) -> bool:
-    outside = re.sub(r"\\[A-Za-z]+|\\text\{[^{}]*\}", " ", text)
+    outside = re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", " ", text)
     return len(re.findall(r"(?<![A-Za-z])[A-Za-z]{2,}(?![A-Za-z])", outside)) >= 5
 
 

@@ -8,11 +8,12 @@ import re
 from fractions import Fraction
 
 from nemo_vibethinker.reward import _symbolic
+from nemo_vibethinker.reward._answers import words
 from nemo_vibethinker.reward._expression import NotAnExpression, Tree, parse
 from nemo_vibethinker.reward._numeric import Undefined, equal, evaluate, exact_constant, symbols
 from nemo_vibethinker.reward._regions import NotARegion, looks_like_region, same_region, same_relation
 from nemo_vibethinker.reward._structure import (
-    Item, inside, is_name, items, matrix, sides, signs, split, without_qualifier,
+    Item, inside, is_name, items, matrix, sides, signs, split, without_determinants, without_qualifier,
 )  # fmt: skip
 from nemo_vibethinker.reward._units import split_unit
 
@@ -117,8 +118,14 @@ def _same_part(gold: str, answer: str, family: bool = False) -> bool:
 def _value_against_chain(gold: str, chain: list[str], family: bool) -> bool:
     """A value against `name = ... = value`, or against a chain whose sides all have to be the value."""
     if is_name(chain[0]):
+        chain = [*chain[:-1], _exact_side(chain[-1])]
         return _same_value(gold, chain[-1], family) and _consistent(chain)
     return all(_same_value(gold, side, family) for side in chain)
+
+
+def _exact_side(side: str) -> str:
+    r"""What stands before the approximation in `name = exact \approx about`."""
+    return split(side, _ABOUT)[0]
 
 
 def _consistent(chain: list[str]) -> bool:
@@ -132,7 +139,8 @@ def _chain_against_value(chain: list[str], answer: str, family: bool) -> bool:
     if any(is_name(side) for side in chain[:-1]):
         return _same_value(chain[-1], answer, family)
     tree = _tree(chain[0])
-    return tree is not None and not symbols(tree) and _same_value(chain[-1], answer, family)
+    constant = tree is not None and not symbols(tree) and _same_value(chain[0], chain[-1], False)
+    return constant and _same_value(chain[-1], answer, family)
 
 
 def _renamed(left: list[str], right: list[str]) -> bool:
@@ -181,7 +189,7 @@ def _at(tree: Tree, point: dict[str, Fraction]) -> Tree:
 
 def _same_value(gold: str, answer: str, family: bool) -> bool:
     gold, answer = gold.strip(), answer.strip()
-    if gold.replace(" ", "") == answer.replace(" ", ""):
+    if gold == answer or (words(gold) and words(gold) == words(answer)):
         return bool(gold)
     if not gold or not answer:
         return False
@@ -301,6 +309,7 @@ def _rounded(gold: str, given: Tree) -> bool:
 
 
 def _tree(text: str) -> Tree | None:
+    text = without_determinants(text)
     if _WORD.search(text):
         return None
     try:

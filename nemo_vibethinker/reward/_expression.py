@@ -26,7 +26,7 @@ _SEVERAL = {"min", "max", "gcd", "lcm"}
 _GREEK = {
     "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
     "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma",
-    "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell", "dots", "infty", "angle", "triangle",
+    "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell", "dots", "infty", "angle", "triangle", "hbar",
 }  # fmt: skip
 _ACCENTS = {"overline", "vec", "hat", "bar", "tilde", "overrightarrow", "widehat", "mathbf", "mathcal", "mathbb"}
 _TIMES = {"*", "\\cdot", "\\times"}
@@ -118,17 +118,20 @@ class _Parser:
                 self._next()
                 tree = ("mul", tree, self._signed_factor())
             else:
-                tree = self._beside(tree, self._factor())
+                tree = self._beside(tree)
         return tree
 
     def _signed_factor(self) -> Tree:
         return ("neg", self._factor()) if self._take("-") else self._factor()
 
-    @staticmethod
-    def _beside(left: Tree, right: Tree) -> Tree:
-        if right[0] == "num" and left[0] == "num":
+    def _beside(self, left: Tree) -> Tree:
+        """The product of `left` and the next factor, or a mixed number."""
+        after_number, token = self.peek(-1)[-1:].isdigit(), self.peek()
+        right = self._factor()
+        if after_number and token[:1].isdigit():
             raise NotAnExpression("two numbers side by side")
-        if left[0] == "num" and right[0] == "div" and right[1][0] == right[2][0] == "num" and left[1].denominator == 1:
+        whole = left[0] == "num" and left[1].denominator == 1
+        if after_number and token == "\\frac" and whole and right[0] == "div" and right[1][0] == right[2][0] == "num":
             return ("add", left, right)
         return ("mul", left, right)
 
@@ -303,5 +306,5 @@ class _Parser:
         while (token := self.peek()) and token not in _STOPS | _OVER and token[1:] not in _FUNCTIONS | {"log"}:
             if token in ("\\cdot", "\\times", "*", "("):
                 break
-            inner = self._beside(inner, self._factor())
+            inner = self._beside(inner)
         return inner

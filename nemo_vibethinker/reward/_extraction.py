@@ -10,8 +10,8 @@ The rest only where `boxed_only` is off:
 3. A "final answer is ..." after the last box overrules it, if it gives a formula in dollars or a number.
 4. `<answer>...</answer>`, or what follows `####`.
 5. The last "answer is ...", "answer: ...", "result is ..." (also in eight other languages), up to the end of its sentence.
-6. The last sentence, where it ends in a formula or number after "is", "=", "equals", or in a bold one, or where it draws
-   a conclusion ("So ...", "Therefore ...") with a number in it; in non-Latin scripts, its last number.
+6. The last sentence, where it ends in a formula or number after "is", "=", "equals", in a bold one or in an equation or
+   inequality in dollars, or where it draws a conclusion ("So ...", "Therefore ...") with a number in it; in non-Latin scripts, its last number.
 7. Display mathematics that ends the text.
 
 A sentence that offers several numbers as alternatives states none of them. Without any of these there is no answer.
@@ -22,8 +22,10 @@ from dataclasses import dataclass
 
 from nemo_vibethinker.data.boxed import Span, boxes
 
-_JOIN = re.compile(r"[\s,;$.]*(?:\\\(|\\\)|\\text\{)?[\s,;]*\w*\s*(?:and|or)?[\s,;}]*(?:\\\(|\\\)|\$)?\s*")
-_LOOSE_JOIN = re.compile(r"[\s,;$.]*(?:\\\)|\\\])?\s*[A-Za-z]*[\s,;]*(?:\\text\{)?\s*(?:and|or|,|;)?[\s}]*(?:\\\(|\\\[)?[\s$]*")
+_LAYOUT = re.compile(r"\\(?:q?quad|text|mathrm|newline)(?![a-z])|\\[,;: ()\[\]\\]|[\s$.{}~*]")
+_JOIN = re.compile(r"[,;]?(?:and|or|&)?[,;]?", re.IGNORECASE)
+_LOOSE_JOIN = re.compile(r"[A-Za-z]{0,12}?[^A-Za-z\d]*(?:and|or)?[^A-Za-z\d]*", re.IGNORECASE)
+_PERCENT = re.compile(r"[\s$)\\]*(?:%|percent|pct)")
 _SPECIAL_TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>.*", re.DOTALL)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####\s*([^\n]+)")
@@ -39,19 +41,22 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    rf"(?:\b(?:is|are|was|be|equals|equal to|it's|that's|gives|get|obtain|makes)|[=\u2248:])\s*(?:about|approximately|exactly|only|just)?"
+    rf"(?:\b(?:is|are|was|be|equals|equal to|it's|that's|gives|get|obtain|makes|about)|[=\u2248\u4e3a\u662f]|:(?=\s*(?:\$|\\[(\[])))\s*(?:about|approximately|exactly|only|just)?"
     rf"[\s*:]*({_MATHS}|\[[^\[\]]+\]|{_NUMBER})[*\s.]*(?P<rest>.*)$",
     re.IGNORECASE | re.DOTALL,
 )
+_OURS = re.compile(rf"({_MATHS}|{_NUMBER})\s+is\s+(?:our|the|my)\s+(?:final\s+)?(?:answer|solution|result)\b", re.IGNORECASE)
+_RELATION_AT_END = re.compile(r"\$([^$]*(?:=|<|>|\\(?:neq?|leq?|geq?|in)(?![a-z]))[^$]*)\$[\s.]*\Z")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _CONCLUSION = re.compile(r"^\W*(?:so|thus|therefore|hence|consequently|in total|altogether|finally|then|this means)\b", re.IGNORECASE)
 _ALTERNATIVES = re.compile(
-    rf"(?:{_NUMBER}|\$)\s*(?:,|;|/|\bor\b|\bmaybe\b|\bperhaps\b|\bpossibly\b|\bnot\b|\s)+(?:maybe\b|perhaps\b|or\b|\$|\s)*{_NUMBER}"
-    r"|\b(?:either|maybe|perhaps|possibly|might|could)\b",
+    rf"(?:{_NUMBER}|\$)\s*(?:,|;|\bor\b|\bmaybe\b|\bperhaps\b|\bpossibly\b|\bnot\b|\s)+(?:maybe\b|perhaps\b|or\b|\$|\s)*{_NUMBER}"
+    r"|\b(?:either|maybe|perhaps|possibly)\b",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<!\d)(?<!\b[A-Z])[.!?](?=\s+[^\s\d])|(?<=\d)[.!?](?=\s+\D)|[\u3002\uff01\uff1f]|\n+")
 _LATIN = re.compile(r"[A-Za-z]")
+_FOREIGN = re.compile(r"[\u0370-\u1fff\u3040-\ud7ff]")
 _MAX_TAIL = 4000  # characters at the end of a response in which statements are looked for
 
 
@@ -79,20 +84,25 @@ def final_answer(response: str, *, boxed_only: bool) -> Found:
     return _marked(tail) or _stated(tail) or Found(None, "no final answer is stated")
 
 
-def boxed_reference(gold: str) -> str:
-    """What a reference boxes, if it boxes anything; several boxes with a word after each are one list."""
+def reference_answer(gold: str) -> str:
+    """What a reference boxes (boxes with a word after each are one list), tags or states as the answer, or all of it."""
     found = boxes(gold)
-    return _chain(gold, found, _LOOSE_JOIN) if found else gold
+    if found:
+        return _chain(gold, found, _LOOSE_JOIN)
+    if _ANSWER_TAG.search(gold) or _HASHES.search(gold) or (_STATED.search(gold) and len(gold.split()) > 3):
+        return final_answer(gold, boxed_only=False).answer or gold
+    return gold
 
 
 def _chain(text: str, found: list[Span], join: re.Pattern[str] = _JOIN) -> str:
     parts = [found[-1][2]]
     for before, after in zip(found[-2::-1], found[:0:-1], strict=True):
         between = text[before[1] : after[0]]
-        if not join.fullmatch(between) or (join is _JOIN and re.search(r"(?!and|or|text)[A-Za-z\d]{2}|\d", between)):
+        if len(between) > 60 or not join.fullmatch(_LAYOUT.sub("", between)):
             break
         parts.insert(0, before[2])
-    return ", ".join(parts)
+    percent = "%" if _PERCENT.match(text, found[-1][1]) and not parts[-1].endswith("%") else ""
+    return ", ".join(dict.fromkeys(parts)) + percent
 
 
 def _marked(text: str) -> Found | None:
@@ -102,6 +112,9 @@ def _marked(text: str) -> Found | None:
 
 
 def _stated(text: str) -> Found | None:
+    ours = _OURS.findall(text)
+    if ours:
+        return Found(ours[-1])
     statements = list(_STATED.finditer(text))
     if statements:
         content = text[statements[-1].end() :].lstrip(" \n\t*:")
@@ -137,10 +150,16 @@ def _from_sentence(sentence: str) -> Found | None:
     clauses = list(re.finditer(_COPULA, sentence)) and _last_copula(sentence)
     if clauses:
         return Found(clauses)
+    if relation := _RELATION_AT_END.search(sentence):
+        return Found(relation[1])
     numbers = re.findall(_NUMBER, sentence)
-    if numbers and (_CONCLUSION.match(sentence) or not _LATIN.search(re.sub(r"[A-Z]", "", sentence))):
+    if numbers and (_CONCLUSION.match(sentence) or _is_foreign(sentence)):
         return Found(numbers[-1].strip())
     return None
+
+
+def _is_foreign(sentence: str) -> bool:
+    return bool(_FOREIGN.search(sentence)) and not _LATIN.search(re.sub(r"[A-Z]", "", sentence))
 
 
 def _last_copula(sentence: str) -> str:

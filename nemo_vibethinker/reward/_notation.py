@@ -61,9 +61,10 @@ _AFTER_NUMBER = re.compile(r"[\d}](?:\\?[ ,;:~]|\s)*\Z")
 _ASCII = {"!=": "\\ne ", "<=": "\\le ", ">=": "\\ge ", "**": "^", "\\R": "\\mathbb{R}", "\\Z": "\\mathbb{Z}"}
 _WRITTEN = re.compile(r"!=(?!=)|<=|>=|\*\*|\\[RZ](?![a-zA-Z])")
 _DEGREES = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])")
-_THOUSANDS = re.compile(r"(?<=\d)\{,\}(?=\d)|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!;:](?=\d{3}(?!\d))")
+_THOUSANDS = re.compile(r"(?<=\d) ?\{, ?\} ?(?=\d)|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!;:](?=\d{3}(?!\d))")
 _ROOT_OF_BRACKET = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z\\]) +| +(?![0-9A-Za-z\\])|(?<![0-9A-Za-z]) +(?=\\)|(?<=[0-9]) +(?=\\)")
+_STRAY_STOP = re.compile(r"(?<=[}\d])\.(?= *[)\]}])")
 _PERCENT = re.compile(r"(?<=[\d}]) ?(?:\\text\{ ?)?(?:percent|per cent|pct)(?![A-Za-z])\}?")
 _CONNECTIVE = re.compile(r"(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])", re.IGNORECASE)
 
@@ -80,7 +81,7 @@ def canonical(text: str) -> str:
         text = _commands(text)
     if "sqrt" in text or _PLAIN_FUNCTION.search(text):
         text = _plain_functions(text)
-    text = _PERCENT.sub("%", text)
+    text = _STRAY_STOP.sub("", _PERCENT.sub("%", text))
     text = _WRITTEN.sub(lambda found: _ASCII[found[0]], text)
     text = _LOOSE_SPACE.sub("", _SPACES.sub(" ", text)).strip()
     return _bare_end(text)
@@ -126,7 +127,7 @@ def _named(found: re.Match[str]) -> str:
 
 def _bare_end(text: str) -> str:
     """Without the full stop, comma or backslash at the end, and without braces or quotes around all of it."""
-    text = re.sub(r"(?<!\\)[\s.,;:]+$|\\+$", "", text).strip()
+    text = re.sub(r"(?<![\\.,;:])\s*[.,;:]?\s*$|\\+$", "", text).strip()
     if text[:1] == "{" and text[-1:] == "}" and "{" not in text[1:] and "}" not in text[:-1]:
         return text[1:-1]
     return text

@@ -170,11 +170,24 @@ def _inequality(pieces: list[str], relations: list[str]) -> tuple[str, Region]:
     if len(pieces) == 2 and not is_name(pieces[0]):
         pieces, relations = pieces[::-1], [_FLIPPED.get(relations[0], "")]
     if len(pieces) == 2 and is_name(pieces[0]):
-        return pieces[0], _half_line(relations[0], pieces[1])
+        return _modulus(pieces[0], _half_line(relations[0], pieces[1]))
     if len(pieces) == 3 and is_name(pieces[1]) and relations[0] in _FLIPPED and relations[0] != "\\ne":
         sides = _half_line(_FLIPPED[relations[0]], pieces[0]), _half_line(relations[1], pieces[2])
-        return pieces[1], _intersection(list(sides))
+        return _modulus(pieces[1], _intersection(list(sides)))
     raise NotARegion("no inequality of one letter")
+
+
+def _modulus(name: str, region: Region) -> tuple[str, Region]:
+    """The region of z where `region` is that of |z|."""
+    if not (name.startswith("|") and name.endswith("|")):
+        return name, region
+    zero = End(0.0, ("num", Fraction(0)), True)
+    right = _intersection([region, [Interval(zero, _RIGHT)]])
+    return name.strip("|"), _union(right + [Interval(_mirrored(one.high), _mirrored(one.low)) for one in right])
+
+
+def _mirrored(end: End) -> End:
+    return replace(end, place=-end.place, tree=("neg", end.tree))
 
 
 def _half_line(relation: str, bound: str) -> Region:

@@ -8,14 +8,15 @@ _OPENING, _CLOSING = "([{", ")]}"
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?%?")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _LETTERS = r"(?:\\?[A-Za-z]+)(?:_\{?[\w,]+\}?|_\\text\{\w+\})?'*"
-NAME = re.compile(rf"(?:\\(?:angle|triangle|overline|vec|text)\{{?)? ?\|?{_LETTERS}\}}?(?:\((?:{_LETTERS}|\d+)(?:,{_LETTERS})*\))?\|?")
+NAME = re.compile(rf"(?:\\(?:angle|triangle|overline|vec|text|Delta)\{{?)? ?\|?{_LETTERS}\}}?(?:\((?:{_LETTERS}|\d+)(?:,{_LETTERS})*\))?\|?")
 _LABEL = re.compile(r"(?:[A-Z_|:{}]|\\frac|\\text|\\overline|\\angle|\\triangle|\\odot|\\vec|\^\{?2\}?|[a-z](?=\})| )+")
 _QUALIFIER = re.compile(
-    r"[,;]?\s*(?:\(\s*)?(?:\\text\{|(?<![A-Za-z\\]))(?:,\s*)?(?:where|for (?:all|any|some|every|each|integers?)|with|when|if|whenever)(?![A-Za-z])"
+    r"[,;]?\s*(?:\(\s*)?(?:\\text\{|(?<![A-Za-z\\]))(?:,\s*)?(?:where|for (?:all|any|some|every|each|integers?))(?![A-Za-z])"
     r"|[,;]?\s*\(?\s*\\forall(?![A-Za-z])|[,(]\s*[kmnlt]\s*\\in\s*\\mathbb\{?[ZN]\}?.*$"
 )
 _TUPLE_LIKE = re.compile(r"\\begin\{([pbBvV]?)(?:small)?matrix\}(.*)\\end\{\1(?:small)?matrix\}", re.DOTALL)
 _ARRAY = re.compile(r"[\[(]?\\begin\{array\}\{[^{}]*\}(.*)\\end\{array\}[\])]?", re.DOTALL)
+_DETERMINANT = re.compile(r"\\begin\{(vmatrix)\}((?:(?!\\begin).)*?)\\end\{vmatrix\}", re.DOTALL)
 _MAX_SIGNS = 4
 
 
@@ -132,6 +133,8 @@ def items(text: str) -> list[Item]:
     """
     inner = inside(text, "\\{", "\\}")
     text = text if inner is None else inner
+    if wording := re.fullmatch(r"\\text\{([^{}\d]*)\}", text):
+        text = wording[1]
     found: list[Item] = []
     separator = r";|\\or(?![a-z])|(?<![A-Za-z\\])or(?![A-Za-z])" + ("" if "\\begin" in text else r"|\\\\")
     for group in split(text, separator):
@@ -166,3 +169,21 @@ def _item(part: str) -> Item:
     return value if value and len(chain) == 1 else Item((part,))
 
 
+
+
+def without_determinants(text: str) -> str:
+    """The text with small determinants written out as sums of products."""
+    while found := _DETERMINANT.search(text):
+        rows = [[cell.strip() for cell in row.split("&")] for row in re.split(r"\\\\", found[2]) if row.strip()]
+        if len(rows) > _MAX_SIGNS or any(len(row) != len(rows) for row in rows):
+            break
+        text = f"{text[: found.start()]}({_expanded(rows)}){text[found.end() :]}"
+    return text
+
+
+def _expanded(rows: list[list[str]]) -> str:
+    if len(rows) == 1:
+        return rows[0][0]
+    minors = [[row[:column] + row[column + 1 :] for row in rows[1:]] for column in range(len(rows))]
+    terms = [f"({cell})({_expanded(minor)})" for cell, minor in zip(rows[0], minors, strict=True)]
+    return "".join(("-" if index % 2 else "+" * (index > 0)) + term for index, term in enumerate(terms))

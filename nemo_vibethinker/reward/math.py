@@ -35,12 +35,13 @@ from collections.abc import Sequence
 
 from nemo_vibethinker.reward._answers import MAX_ANSWER, decide
 from nemo_vibethinker.reward._cases import Case, grade_file
-from nemo_vibethinker.reward._extraction import Found, boxed_reference, final_answer
+from nemo_vibethinker.reward._extraction import Found, final_answer, reference_answer
 from nemo_vibethinker.reward._grader_pool import GraderPool
 from nemo_vibethinker.reward._notation import canonical
 from nemo_vibethinker.reward.verdict import Verdict
 
-_STATEMENT = re.compile(r"\\(?:boxed|fbox)|</?think>|<answer>|####|\banswer\b|[A-Za-z]{2,} [A-Za-z']{2,} [A-Za-z']{2,}|\n|[^\x00-\u2fff]")
+_MARKER = re.compile(r"</?think>|<answer>|####|\\(?:boxed|fbox)(?![A-Za-z])")
+_WORD = re.compile(r"(?<![A-Za-z])(?!or\b|and\b)[A-Za-z]?[a-z]+(?<=[A-Za-z]{2})[A-Za-z]*(?![A-Za-z])|[\u0370-\u1fff\u3040-\ud7ff]")
 
 Prepared = Verdict | tuple[str, str]
 
@@ -79,7 +80,7 @@ class MathVerifier:
     def grade_predictions(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Verdicts on (gold, prediction) pairs, where a prediction is an answer or a text that states one."""
         verdicts = self._finish([_prepare(gold, _bare(prediction)) for gold, prediction in pairs])
-        again = [i for i, verdict in enumerate(verdicts) if verdict.kind == "wrong" and _STATEMENT.search(pairs[i][1])]
+        again = [i for i, verdict in enumerate(verdicts) if verdict.kind == "wrong" and _states(pairs[i][1])]
         for i, verdict in zip(again, self.grade_many([pairs[i] for i in again]), strict=True):
             verdicts[i] = verdict
         return verdicts
@@ -100,6 +101,12 @@ class MathVerifier:
         self.close()
 
 
+def _states(prediction: str) -> bool:
+    """Whether words in the prediction may state an answer; mathematics alone is taken as it stands."""
+    outside = re.sub(r"\\text\{[^{}]*\}|\\[A-Za-z]+", " ", prediction)
+    return bool(_MARKER.search(prediction) or _WORD.search(outside))
+
+
 def _bare(prediction: str) -> Found:
     if "\\boxed" in prediction or "think>" in prediction:
         return Found(None, "not a bare answer")
@@ -110,19 +117,11 @@ def _prepare(gold: str, found: Found) -> Prepared:
     """The verdict, or the canonical texts that algebra has to compare."""
     if found.answer is None:
         return Verdict("wrong", found.reason) if gold.strip() else decide("", "") or Verdict("ungraded")
-    reference = _reference(gold)
+    reference = reference_answer(gold)
     if len(found.answer) > max(MAX_ANSWER, 4 * len(reference)):
         return Verdict("wrong", "the answer is too long")
     expected, given = canonical(reference), canonical(found.answer)
     return decide(expected, given) or (expected, given)
-
-
-def _reference(gold: str) -> str:
-    """A reference may come boxed, tagged, or as a whole solution."""
-    boxed = boxed_reference(gold)
-    if boxed is not gold or not re.search(r"<answer>|####", gold):
-        return boxed
-    return final_answer(gold, boxed_only=False).answer or gold
 
 
 def _check(case: Case) -> str:
