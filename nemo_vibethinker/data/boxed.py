@@ -3,7 +3,7 @@ r"""Boxed answers in a text: the one place that reads `\boxed{...}`, for readers
 import re
 
 _OPENING = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_TOKEN = re.compile(r"\\+(?:boxed|fbox)(?![A-Za-z])(?:\s*(?P<brace>\{)|\s*(?P<bare>[^\s$.,{}\\]+))?|\\.|[{}]", re.DOTALL)
+_TOKEN = re.compile(r"(?<!\\)\\+(?:boxed|fbox)(?![A-Za-z])(?:\s*(?P<brace>\{)|\s*(?P<bare>[^\s$.,{}\\]+))?|\\.|[{}]", re.DOTALL)
 _NESTED = re.compile(r"\s*\\(?:boxed|fbox)\s*\{([^{}]*)\}\s*")
 
 Span = tuple[int, int, str]

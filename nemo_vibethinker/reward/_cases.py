@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,25 +37,37 @@ def _case(where: str, line: str, check: Callable[[Case], str]) -> Case:
 
 
 def write_verdicts(path: str, cases: Iterable[Case], verdicts: Iterable[Verdict]) -> None:
-    """One JSON object a case: id, verdict, reason. Raises ValueError if `path` can't be written."""
+    """One JSON object a case: id, verdict, reason; complete or not there. Raises ValueError if it can't be written."""
+    partial = f"{path}.{os.getpid()}.part"
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(partial, "w", encoding="utf-8") as file:
             for case, verdict in zip(cases, verdicts, strict=True):
                 row = {"id": case["id"], "verdict": verdict.kind, "reason": verdict.reason}
                 file.write(json.dumps(row) + "\n")
+        os.replace(partial, path)
     except OSError as error:
         raise ValueError(f"{path}: can't be written: {error}") from None
 
 
+def _graded(path: str, cases: list[Case], grade: Callable[[list[Case]], list[Verdict]]) -> list[Verdict]:
+    try:
+        return grade(cases)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def grade_file(description: str, grade: Callable[[list[Case]], list[Verdict]], check: Callable[[Case], str]) -> int:
-    """The command line `--cases FILE --out FILE`; returns the exit code, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--cases", required=True, metavar="FILE.jsonl")
-    parser.add_argument("--out", required=True, metavar="VERDICTS.jsonl")
+    """The command line `--cases FILE --out FILE`; returns the exit code, 2 for a user's mistake.
+
+    A ValueError of `grade` is one about the file of cases, and is reported with its name.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", required=True, metavar="FILE.jsonl", help="one case a line; other columns are ignored")
+    parser.add_argument("--out", required=True, metavar="VERDICTS.jsonl", help="one {id, verdict, reason} a line, in order")
     options = parser.parse_args()
     try:
         cases = read_cases(options.cases, check)
-        verdicts = grade(cases)
+        verdicts = _graded(options.cases, cases, grade)
         write_verdicts(options.out, cases, verdicts)
     except (ValueError, RuntimeError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

@@ -8,7 +8,7 @@ import re
 from fractions import Fraction
 
 from nemo_vibethinker.reward import _symbolic
-from nemo_vibethinker.reward._answers import words
+from nemo_vibethinker.reward._answers import plain_number, words
 from nemo_vibethinker.reward._expression import NotAnExpression, Tree, parse
 from nemo_vibethinker.reward._numeric import Undefined, equal, evaluate, exact_constant, symbols
 from nemo_vibethinker.reward._regions import NotARegion, looks_like_region, same_region, same_relation
@@ -111,6 +111,7 @@ def _same_part(gold: str, answer: str, family: bool = False) -> bool:
     if len(right) == 1:
         return _chain_against_value(left, answer, family)
     if left[0] == right[0] or (len(left) == len(right) == 2 and _renamed(left, right)):
+        right = [*right[:-1], _exact_side(right[-1])]
         return _same_value(left[-1], right[-1], family) and _consistent(right)
     return len(left) == len(right) == 2 and _same_equation(left, right)
 
@@ -129,9 +130,10 @@ def _exact_side(side: str) -> str:
 
 
 def _consistent(chain: list[str]) -> bool:
-    """Whether the last side of a chain is borne out by one before it, names aside; a bare `name = value` is."""
+    """Whether a chain commits to its last side: it derives it by some computation, or no other number stands before it."""
     before = [side for side in chain[1:-1] if not is_name(side)]
-    return not before or any(_same_value(chain[-1], side, False) for side in before)
+    numbers = [side for side in before if plain_number(side) is not None]
+    return len(numbers) < len(before) or all(_same_value(chain[-1], side, False) for side in numbers)
 
 
 def _chain_against_value(chain: list[str], answer: str, family: bool) -> bool:

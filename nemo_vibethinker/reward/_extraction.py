@@ -23,14 +23,14 @@ from dataclasses import dataclass
 from nemo_vibethinker.data.boxed import Span, boxes
 
 _LAYOUT = re.compile(r"\\(?:q?quad|text|mathrm|newline)(?![a-z])|\\[,;: ()\[\]\\]|[\s$.{}~*]")
-_JOIN = re.compile(r"[,;]?(?:and|or|&)?[,;]?", re.IGNORECASE)
+_JOIN = re.compile(r"[,;]?(?:and|or|&)?[,;]?(?:\\?[A-Za-z]+(?:_\d+)?=)?", re.IGNORECASE)
 _LOOSE_JOIN = re.compile(r"[A-Za-z]{0,12}?[^A-Za-z\d]*(?:and|or)?[^A-Za-z\d]*", re.IGNORECASE)
 _PERCENT = re.compile(r"[\s$)\\]*(?:%|percent|pct)")
 _SPECIAL_TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>.*", re.DOTALL)
 _ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####\s*([^\n]+)")
 _MATHS = r"\$\$?[^$]+\$\$?|\\\(.+?\\\)|\\\[.+?\\\]"
-_NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?\s?\\?%?"
+_NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?\s?(?:\\?%|\$(?![\d$]))?"
 _FINAL = re.compile(rf"final answer(?: is)?\s*:?\s*({_MATHS}|{_NUMBER}(?=[.\s]|$))", re.IGNORECASE | re.DOTALL)
 _STATED = re.compile(
     r"(?:\banswer|\bresult|\bsolution|\bvalue)(?:\s+(?:to|of|for)\s[^.\n]{1,80}?)?\s*(?:\s(?:is|are|equals|will be|must be)\b|:|=)\s*:?"

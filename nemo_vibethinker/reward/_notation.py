@@ -50,7 +50,7 @@ _SYNONYMS = [
         "dbinom|tbinom|choose": "\\\\binom", "lvert|rvert|vert|mid": "|", "lbrace": "\\\\{", "rbrace": "\\\\}",
         "cdots|ldots|dotsc|dotsb|dotsm|dots": "\\\\dots", "to|rightarrow|longrightarrow|implies|Rightarrow": "\\\\to",
         "tg": "\\\\tan", "ctg": "\\\\cot", "arctg": "\\\\arctan", "cosec": "\\\\csc", "varnothing": "\\\\emptyset",
-        "lbrack": "[", "rbrack": "]", "land|wedge": "\\\\and", "lor|vee": "\\\\or", "backslash": "\\\\setminus",
+        "lbrack": "[", "rbrack": "]", "land|wedge": "\\\\and", "lor|vee": "\\\\or", "backslash": "\\\\setminus", "langle": "(", "rangle": ")",
         "simeq|thickapprox|cong": "\\\\approx", "cupdot|bigcup": "\\\\cup", "lt": "<", "gt": ">", "colon": ":",
         "notin": "\\\\notin", "degree": "^\\\\circ", "rm|bf": "", "ast": "*", "dollar|pounds|euro": "",
         "perp": "\\\\perp", "varphi": "\\\\phi", "varepsilon": "\\\\epsilon", "thinspace": "",
@@ -64,6 +64,8 @@ _DEGREES = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])")
 _THOUSANDS = re.compile(r"(?<=\d) ?\{, ?\} ?(?=\d)|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!;:](?=\d{3}(?!\d))")
 _ROOT_OF_BRACKET = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z\\]) +| +(?![0-9A-Za-z\\])|(?<![0-9A-Za-z]) +(?=\\)|(?<=[0-9]) +(?=\\)")
+_SPACED_LIST, _BRACKET = re.compile(r",\s"), re.compile(r"[(\[]")
+_GROUPS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?!\d)")
 _STRAY_STOP = re.compile(r"(?<=[}\d])\.(?= *[)\]}])")
 _PERCENT = re.compile(r"(?<=[\d}]) ?(?:\\text\{ ?)?(?:percent|per cent|pct)(?![A-Za-z])\}?")
 _CONNECTIVE = re.compile(r"(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])", re.IGNORECASE)
@@ -83,6 +85,8 @@ def canonical(text: str) -> str:
         text = _plain_functions(text)
     text = _STRAY_STOP.sub("", _PERCENT.sub("%", text))
     text = _WRITTEN.sub(lambda found: _ASCII[found[0]], text)
+    if _SPACED_LIST.search(text) and not _BRACKET.search(text):
+        text = _GROUPS.sub(lambda found: found[0].replace(",", ""), text)
     text = _LOOSE_SPACE.sub("", _SPACES.sub(" ", text)).strip()
     return _bare_end(text)
 

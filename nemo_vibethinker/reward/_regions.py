@@ -14,7 +14,7 @@ from nemo_vibethinker.reward._numeric import TooLarge, Undefined, equal, evaluat
 from nemo_vibethinker.reward._structure import inside, is_name, split
 
 _RELATION = r"\\(?:le|ge|ne|in|notin)(?![a-z])|[<>]"
-_MARKS = re.compile(rf"{_RELATION}|\\cup|\\cap|\\setminus|\\mathbb\{{?R|\\infty|\\mid|\\?\{{[^{{}}]*[|:]")
+_MARKS = re.compile(rf"^\]|\[$|{_RELATION}|\\cup|\\cap|\\setminus|\\mathbb\{{?R|\\infty|\\mid|\\?\{{[^{{}}]*[|:]")
 _REALS = re.compile(r"(?:\\text\{)?(?:all ?)?(?:the ?)?real(?: ?numbers)?\}?|\\mathbb\{?R\}?|\(-\\infty,\+?\\infty\)")
 _BUILDER = re.compile(r"\\\{ ?(?P<name>[^|:]*?)(?P<kind>\\in ?\\mathbb\{?R\}?)? ?[|:] ?(?P<condition>.*)\\\}", re.DOTALL)
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}

@@ -17,6 +17,7 @@ _QUALIFIER = re.compile(
 _TUPLE_LIKE = re.compile(r"\\begin\{([pbBvV]?)(?:small)?matrix\}(.*)\\end\{\1(?:small)?matrix\}", re.DOTALL)
 _ARRAY = re.compile(r"[\[(]?\\begin\{array\}\{[^{}]*\}(.*)\\end\{array\}[\])]?", re.DOTALL)
 _DETERMINANT = re.compile(r"\\begin\{(vmatrix)\}((?:(?!\\begin).)*?)\\end\{vmatrix\}", re.DOTALL)
+_COMMA = r",|\\and(?![a-z])|(?<![A-Za-z\\])and(?![A-Za-z])"
 _MAX_SIGNS = 4
 
 
@@ -79,21 +80,15 @@ def inside(text: str, opening: str, closing: str) -> str | None:
 
 def elements(text: str) -> Item | None:
     r"""The tuple, interval, vector or one-row or one-column matrix that `text` is, or None."""
-    for opening, closing in (("(", ")"), ("[", "]"), ("(", "]"), ("[", ")"), ("\\langle", "\\rangle")):
-        inner = _between(text, opening, closing)
+    for opening, closing in (("(", ")"), ("[", "]"), ("(", "]"), ("[", ")")):
+        inner = inside(text, opening, closing)
         parts = split(inner, ",") if inner is not None else []
         if len(parts) > 1:
-            return Item(tuple(parts), brackets="()" if opening == "\\langle" else opening + closing)
+            return Item(tuple(parts), brackets=opening + closing)
     if (rows := matrix(text)) and 1 in (len(rows), len(rows[0])):
         cells = [cell for row in rows for cell in row]
         return Item(tuple(cells), brackets="()") if len(cells) > 1 else None
     return None
-
-
-def _between(text: str, opening: str, closing: str) -> str | None:
-    if opening == "\\langle":
-        return text[7:-7].strip() if text.startswith(opening) and text.endswith(closing) else None
-    return inside(text, opening, closing)
 
 
 def matrix(text: str) -> list[list[str]] | None:
@@ -146,18 +141,12 @@ def items(text: str) -> list[Item]:
 def _group_items(group: str) -> list[Item]:
     if _GROUPED.fullmatch(group):
         return [Item((re.sub("[, ]", "", group),))]
-    parts = [part for part in split(group, _comma(group)) if part]
+    parts = [part for part in split(group, _COMMA) if part]
     assigned = [sides(part) for part in parts]
     names = [chain[0] for chain in assigned if len(chain) == 2 and is_name(chain[0])]
     if len(parts) > 1 and len(set(names)) == len(parts):
         return [Item(tuple(chain[1] for chain in assigned), tuple(names), "()")]
     return [_item(part) for part in parts]
-
-
-def _comma(group: str) -> str:
-    """The separator of a list; commas inside numbers do not count where others have a space after them."""
-    grouped = r"(?<!\d),|,(?!\d{3}(?!\d))" if re.search(r", ", group) else ","
-    return grouped + r"|\\and(?![a-z])|(?<![A-Za-z\\])and(?![A-Za-z])"
 
 
 def _item(part: str) -> Item:

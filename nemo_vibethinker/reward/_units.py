@@ -24,9 +24,12 @@ _NOT_UNITS = {
 }  # fmt: skip
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _SCALED = re.compile(rf"(-?\d[\d.,]*)(?:\\text\{{| )({'|'.join(_SCALES)})\b\}}?")
-_WORDS = re.compile(r"(?P<value>.*[\d)}])(?:\\text\{(?P<text>[A-Za-z/.' -]+)\}| ?(?P<bare>(?:[A-Za-z]{2,}[./' ]*)+))"
-                    r"(?:\^\{?(?P<power>[23])\}?)?", re.DOTALL)  # fmt: skip
-_ORDINAL = re.compile(r"(?<=\d)(?:\\text\{|\^\{|\^\{\\text\{)?(?:st|nd|rd|th)\}{0,2}(?![A-Za-z])")
+_WORDS = re.compile(
+    r"(?:(?P<value>.*[^\s{(\[,;=<>|])\\text\{(?P<text>[A-Za-z/.' -]+)\}"
+    r"|(?P<number>.*[\d)}]) ?(?P<bare>(?:[A-Za-z]{2,}(?:/[A-Za-z]+)?[.' ]*)+))(?:\^\{?(?P<power>[23])\}?)?",
+    re.DOTALL,
+)
+_ORDINAL = re.compile(r"(?<=\d)\\text\{(?:st|nd|rd|th)(?= )|(?<=\d)(?:\\text\{|\^\{|\^\{\\text\{)?(?:st|nd|rd|th)\}{0,2}(?![A-Za-z])")
 _CURRENCY = re.compile(r"(?:\\text\{)?(?:Rs\.?|USD|RMB|EUR)\}? ?(?=\d)")
 _LETTER_AFTER_DECIMAL = re.compile(r"(-?[\d,]+\.\d+)([mgsLN])(?:\^\{?([23])\}?)?")
 _EXTRA = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
@@ -34,7 +37,7 @@ _EXTRA = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 def split_unit(text: str) -> tuple[str, str]:
     """The value without its unit, and the unit: its known name with power, or "" if there is none known."""
-    text = _CURRENCY.sub("", _ORDINAL.sub("", text))
+    text = _CURRENCY.sub("", _ORDINAL.sub(_without_ordinal, text))
     if scaled := _SCALED.match(text):
         zeros = "0" * _SCALES[scaled[2]]
         text = f"{scaled[1]}\\cdot 1{zeros}{text[scaled.end() :]}"
@@ -48,7 +51,11 @@ def split_unit(text: str) -> tuple[str, str]:
         return text, ""
     if found["bare"] and not _is_wordy(found["bare"]):
         return text, ""
-    return found["value"], _known(" ".join(words), found["power"])
+    return found["value"] or found["number"], _known(" ".join(words), found["power"])
+
+
+def _without_ordinal(found: re.Match[str]) -> str:
+    return "\\text{" if found[0].startswith("\\text") and not found[0].endswith("}") else ""
 
 
 def _is_wordy(words: str) -> bool:

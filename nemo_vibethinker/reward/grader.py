@@ -21,7 +21,7 @@ class Grader:
     def __init__(self, config: RewardConfig, workers: int) -> None:
         self._config = config
         self._workers = workers
-        self._math = MathVerifier(deadline_s=config.math_deadline_s, processes=workers)
+        self._math = MathVerifier(deadline_s=config.math_deadline_s, processes=workers, boxed_only=True)
         self._code: CodeVerifier | None = None
 
     def grade(self, records: Sequence[Record], responses: Sequence[str]) -> list[Verdict]:

@@ -16,8 +16,8 @@ What counts as equal (the conventions in play; reasons in brackets):
   without a finite decimal. `0.333` for `1/3` is wrong.
 - A unit that only one side names is dropped; two known units have to agree. `90^\circ` is `90`, and `\pi/2` where the
   other side is in terms of pi.
-- `name = value` is its value; `(p,q)=(3,2)` is `(3,2)`, and `p=3, q=2` too. A chain `x = a = b` needs a side that bears
-  out the last one.
+- `name = value` is its value; `(p,q)=(3,2)` is `(3,2)`, and `p=3, q=2` too. A chain `x = 1 + 7 = 8` is its
+  last side; one of different numbers, `x = 7 = 8`, is none.
 - `x < 3` is `(-\infty, 3)`, `x \ne 1` the union of two intervals, and so on; `\pm` stands for both signs.
 - A reference letter (multiple choice) is met by the letter, bracketed or followed by its text.
 - Where the reference is a number, bare integer arithmetic, sums, integrals and limits are wrong [a restated problem].
@@ -31,6 +31,7 @@ are ignored. It writes `{id, verdict, reason}` for each row, in order.
 
 import re
 import sys
+import time
 from collections.abc import Sequence
 
 from nemo_vibethinker.reward._answers import MAX_ANSWER, decide
@@ -42,6 +43,8 @@ from nemo_vibethinker.reward.verdict import Verdict
 
 _MARKER = re.compile(r"</?think>|<answer>|####|\\(?:boxed|fbox)(?![A-Za-z])")
 _WORD = re.compile(r"(?<![A-Za-z])(?!or\b|and\b)[A-Za-z]?[a-z]+(?<=[A-Za-z]{2})[A-Za-z]*(?![A-Za-z])|[\u0370-\u1fff\u3040-\ud7ff]")
+
+_CHUNK = 256  # cases graded between two progress lines
 
 Prepared = Verdict | tuple[str, str]
 
@@ -134,19 +137,53 @@ def _check(case: Case) -> str:
 def _grade_cases(cases: list[Case]) -> list[Verdict]:
     """A row without a gold is ungraded, one without a prediction wrong; a file that has none of a column is refused."""
     if cases and not any("gold" in case for case in cases):
-        raise ValueError("no row has 'gold'")
+        raise ValueError("no row has 'gold', the reference answer")
     if cases and not any("prediction" in case or "response" in case for case in cases):
         raise ValueError("no row has 'prediction' or 'response'")
-    verdicts: list[Verdict] = [Verdict("ungraded")] * len(cases)
-    responses = [i for i, case in enumerate(cases) if "response" in case and "prediction" not in case]
-    predictions = [i for i, case in enumerate(cases) if not ("response" in case and "prediction" not in case)]
+    progress = _Progress(len(cases))
     with MathVerifier(processes=2) as verifier:
-        for rows, grade, key in ((responses, verifier.grade_many, "response"), (predictions, verifier.grade_predictions, "prediction")):
-            pairs = [(cases[i].get("gold") or "", cases[i].get(key) or "") for i in rows]
-            for i, verdict in zip(rows, grade(pairs), strict=True):
-                verdicts[i] = verdict
-    return verdicts
+        for start in range(0, len(cases), _CHUNK):
+            progress.add(_grade_chunk(verifier, cases[start : start + _CHUNK]))
+    return progress.verdicts
 
+
+def _grade_chunk(verifier: MathVerifier, cases: list[Case]) -> list[Verdict]:
+    from_response = ["response" in case and "prediction" not in case for case in cases]
+    pairs = [
+        (case.get("gold") or "", case.get("response" if whole else "prediction") or "")
+        for case, whole in zip(cases, from_response, strict=True)
+    ]
+    responses = iter(verifier.grade_many([pair for pair, whole in zip(pairs, from_response, strict=True) if whole]))
+    predictions = [pair for pair, whole in zip(pairs, from_response, strict=True) if not whole]
+    others = iter(verifier.grade_predictions(predictions))
+    return [next(responses if whole else others) for whole in from_response]
+
+
+class _Progress:
+    """Lines on standard error, at most one a second: cases graded, cases a second, time left."""
+
+    def __init__(self, total: int) -> None:
+        self.verdicts: list[Verdict] = []
+        self._total = total
+        self._start = self._shown = time.monotonic()
+
+    def add(self, verdicts: list[Verdict]) -> None:
+        self.verdicts += verdicts
+        now, done = time.monotonic(), len(self.verdicts)
+        if now - self._shown >= 1:
+            rate = done / (now - self._start)
+            left = (self._total - done) / rate
+            print(f"{done:,}/{self._total:,} cases | {rate:,.0f} cases/s | eta {left:.0f} s", file=sys.stderr)
+            self._shown = now
+
+
+_HELP = r"""Grade answers of mathematics: right, wrong with the reason, or ungraded where the grader itself failed.
+
+A case is {"id": ..., "gold": REFERENCE, "prediction": ANSWER}, the answer bare, boxed or stated in a text, or
+{"id": ..., "gold": REFERENCE, "response": TEXT}. One comparison takes at most 2 seconds.
+
+example: python -m nemo_vibethinker.reward.math --cases cases.jsonl --out verdicts.jsonl
+"""
 
 if __name__ == "__main__":
-    sys.exit(grade_file("Grade answers of mathematics.", _grade_cases, _check))
+    sys.exit(grade_file(_HELP, _grade_cases, _check))
