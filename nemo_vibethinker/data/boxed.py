@@ -3,7 +3,9 @@ r"""Boxed answers in a text: the one place that reads `\boxed{...}`, for readers
 import re
 
 _OPENING = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_TOKEN = re.compile(r"(?<!\\)\\+(?:boxed|fbox)(?![A-Za-z])(?:\s*(?P<brace>\{)|\s*(?P<bare>[^\s$.,{}\\]+))?|\\.|[{}]", re.DOTALL)
+_TOKEN = re.compile(
+    r"(?<!\\)\\+(?:boxed|fbox)(?![A-Za-z])(?:\s*(?P<brace>\{)|\s*(?P<bare>[^\s$.,{}\\]+))?|\\.|[{}]", re.DOTALL
+)
 _NESTED = re.compile(r"\s*\\(?:boxed|fbox)\s*\{([^{}]*)\}\s*")
 
 Span = tuple[int, int, str]
@@ -16,9 +18,10 @@ def boxes(text: str) -> list[Span]:
     it or inside it. `\fbox` counts as `\boxed`, and `\boxed 5` is a box of what follows up to a space or punctuation.
     """
     first = _OPENING.search(text)
+    begin = len(text[: first.start()].rstrip("\\")) if first else 0
     opened: list[tuple[int, int]] = []  # start of the box or -1 for a plain brace, and start of the content
     closed: list[Span] = []
-    for token in _TOKEN.finditer(text, first.start()) if first else ():
+    for token in _TOKEN.finditer(text, begin) if first else ():
         if token[0] == "{":
             opened.append((-1, -1))
         elif token["brace"]:

@@ -11,12 +11,16 @@ _DECIMAL = r"(?:\d+(?:\.\d*)?|\.\d+)"
 _GROUPED = re.compile(r"\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?", re.ASCII)
 _NUMBER = re.compile(_DECIMAL, re.ASCII)
 _SCIENTIFIC = re.compile(
-    rf"({_DECIMAL})(?:(?:\*|\\times ?|\\cdot ?)10\^\{{?\(?([-+]?\d{{1,3}})\)?\}}?|[eE]([-+]\d{{1,3}}|\d{{1,3}}))", re.ASCII
+    rf"({_DECIMAL})(?:(?:\*|\\times ?|\\cdot ?)10\^\{{?\(?([-+]?\d{{1,3}})\)?\}}?|[eE]([-+]\d{{1,3}}|\d{{1,3}}))",
+    re.ASCII,
 )
 _QUOTIENT = re.compile(rf"(-?{_DECIMAL})/(-?{_DECIMAL})|\\frac\{{(-?{_DECIMAL})\}}\{{(-?{_DECIMAL})\}}", re.ASCII)
 _MIXED = re.compile(r"(\d+)(?: (\d+)/(\d+)|\\frac\{(\d+)\}\{(\d+)\})", re.ASCII)
 _CHOICE = re.compile(r"\(?([A-J])[).:]?(?:[.:)]? ?(?:\\text\{)?[A-Za-z$\\\d][^,;]{0,60})?")
-_GIVEN_CHOICE = re.compile(r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[ :]*(?:is )?)?\(?([A-Ja-j])\)?(?:(?:[.:)]|,(?= ?[a-z]{2}))(?P<rest>.*)|\.?)", re.DOTALL)
+_GIVEN_CHOICE = re.compile(
+    r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[ :]*(?:is )?)?\(?([A-Ja-j])\)?(?:(?:[.:)]|,(?= ?[a-z]{2}))(?P<rest>.*)|\.?)",
+    re.DOTALL,
+)
 _OTHER_CHOICE = re.compile(r"(?<![A-Za-z\\])\(?[A-J](?:\)|[.:](?=\s*[a-z\d]))|^\W*[A-J](?:\W+[A-J])*\W*$")
 _ARITHMETIC = re.compile(r"\(*-?\d+(?:\)*(?:[-+*]|\\times ?|\\cdot ?|\\div ?)\(*-?\d+\)*)+", re.ASCII)
 _UNEVALUATED = re.compile(r"\\(?:sum|prod|int|lim|bmod|pmod|mod|gcd|lcm|det|binom)(?![a-z])")

@@ -62,8 +62,12 @@ def grade_file(description: str, grade: Callable[[list[Case]], list[Verdict]], c
     A ValueError of `grade` is one about the file of cases, and is reported with its name.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", required=True, metavar="FILE.jsonl", help="one case a line; other columns are ignored")
-    parser.add_argument("--out", required=True, metavar="VERDICTS.jsonl", help="one {id, verdict, reason} a line, in order")
+    parser.add_argument(
+        "--cases", required=True, metavar="FILE.jsonl", help="one case a line; other columns are ignored"
+    )
+    parser.add_argument(
+        "--out", required=True, metavar="VERDICTS.jsonl", help="one {id, verdict, reason} a line, in order"
+    )
     options = parser.parse_args()
     try:
         cases = read_cases(options.cases, check)

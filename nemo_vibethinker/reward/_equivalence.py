@@ -13,7 +13,16 @@ from nemo_vibethinker.reward._expression import NotAnExpression, Tree, parse
 from nemo_vibethinker.reward._numeric import Undefined, equal, evaluate, exact_constant, symbols
 from nemo_vibethinker.reward._regions import NotARegion, looks_like_region, same_region, same_relation
 from nemo_vibethinker.reward._structure import (
-    Item, inside, is_name, items, matrix, sides, signs, split, without_determinants, without_qualifier,
+    Item,
+    inside,
+    is_name,
+    items,
+    matrix,
+    sides,
+    signs,
+    split,
+    without_determinants,
+    without_qualifier,
 )  # fmt: skip
 from nemo_vibethinker.reward._units import split_unit
 
@@ -130,7 +139,7 @@ def _exact_side(side: str) -> str:
 
 
 def _consistent(chain: list[str]) -> bool:
-    """Whether a chain commits to its last side: it derives it by some computation, or no other number stands before it."""
+    """Whether a chain commits to its last side: it derives it by some computation, or no other number stands before it."""  # noqa: E501
     before = [side for side in chain[1:-1] if not is_name(side)]
     numbers = [side for side in before if plain_number(side) is not None]
     return len(numbers) < len(before) or all(_same_value(chain[-1], side, False) for side in numbers)
@@ -246,7 +255,9 @@ def _same_ratio(gold: str, answer: str) -> bool:
 
 
 def _same_ratios(left: list[str], right: list[str]) -> bool:
-    pairs = [(_tree(f"({left[0]})({other})"), _tree(f"({one})({right[0]})")) for one, other in zip(left, right, strict=True)]
+    pairs = [
+        (_tree(f"({left[0]})({other})"), _tree(f"({one})({right[0]})")) for one, other in zip(left, right, strict=True)
+    ]
     return all(one is not None and other is not None and equal(one, other) for one, other in pairs)
 
 
@@ -264,7 +275,9 @@ def _same_expression(gold: str, answer: str, family: bool) -> bool:
         expected, given = degrees[0] or expected, degrees[1] or given
         if _compare(expected, given, family):
             return True
-        expected, given = (f"({text})\\pi/180" if had else text for text, had in zip((expected, given), degrees, strict=True))
+        expected, given = (
+            f"({text})\\pi/180" if had else text for text, had in zip((expected, given), degrees, strict=True)
+        )
         return "\\pi" in gold + answer and _compare(expected, given, family)
     return _compare(expected, given, family)
 

@@ -26,7 +26,7 @@ _SEVERAL = {"min", "max", "gcd", "lcm"}
 _GREEK = {
     "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa",
     "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma",
-    "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell", "dots", "infty", "angle", "triangle", "hbar",
+    "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega", "ell", "dots", "infty", "angle", "triangle", "hbar",  # noqa: E501
 }  # fmt: skip
 _ACCENTS = {"overline", "vec", "hat", "bar", "tilde", "overrightarrow", "widehat", "mathbf", "mathcal", "mathbb"}
 _TIMES = {"*", "\\cdot", "\\times"}

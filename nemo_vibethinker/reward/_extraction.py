@@ -15,7 +15,7 @@ The rest only where `boxed_only` is off:
 7. Display mathematics that ends the text.
 
 A sentence that offers several numbers as alternatives states none of them. Without any of these there is no answer.
-"""
+"""  # noqa: E501
 
 import re
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ _MATHS = r"\$\$?[^$]+\$\$?|\\\(.+?\\\)|\\\[.+?\\\]"
 _NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?(?:\s?/\s?\d+)?\s?(?:\\?%|\$(?![\d$]))?"
 _FINAL = re.compile(rf"final answer(?: is)?\s*:?\s*({_MATHS}|{_NUMBER}(?=[.\s]|$))", re.IGNORECASE | re.DOTALL)
 _STATED = re.compile(
-    r"(?:\banswer|\bresult|\bsolution|\bvalue)(?:\s+(?:to|of|for)\s[^.\n]{1,80}?)?\s*(?:\s(?:is|are|equals|will be|must be)\b|:|=)\s*:?"
+    r"(?:\banswer|\bresult|\bsolution|\bvalue)(?:\s+(?:to|of|for)\s[^.\n]{1,80}?)?\s*(?:\s(?:is|are|equals|will be|must be)\b|:|=)\s*:?"  # noqa: E501
     r"|\banswers?\s(?=\$|\\\()"
     r"|\u7b54\u6848\s*[\u662f\u4e3a\u70ba:\uff1a]+|\u7b54\u3048\u306f|\uc815\ub2f5\uc740"
     r"|r[e\u00e9]ponse(?:\s+finale)?\s*(?:est|:)|respuesta(?:\s+final)?\s*(?:es|:)|antwort\s*(?:ist|lautet|:)|risposta(?:\s+finale)?\s*(?:\u00e8|:)"
@@ -41,14 +41,18 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _COPULA = re.compile(
-    rf"(?:\b(?:is|are|was|be|equals|equal to|it's|that's|gives|get|obtain|makes|about)|[=\u2248\u4e3a\u662f]|:(?=\s*(?:\$|\\[(\[])))\s*(?:about|approximately|exactly|only|just)?"
+    rf"(?:\b(?:is|are|was|be|equals|equal to|it's|that's|gives|get|obtain|makes|about)|[=\u2248\u4e3a\u662f]|:(?=\s*(?:\$|\\[(\[])))\s*(?:about|approximately|exactly|only|just)?"  # noqa: E501
     rf"[\s*:]*({_MATHS}|\[[^\[\]]+\]|{_NUMBER})[*\s.]*(?P<rest>.*)$",
     re.IGNORECASE | re.DOTALL,
 )
-_OURS = re.compile(rf"({_MATHS}|{_NUMBER})\s+is\s+(?:our|the|my)\s+(?:final\s+)?(?:answer|solution|result)\b", re.IGNORECASE)
+_OURS = re.compile(
+    rf"({_MATHS}|{_NUMBER})\s+is\s+(?:our|the|my)\s+(?:final\s+)?(?:answer|solution|result)\b", re.IGNORECASE
+)
 _RELATION_AT_END = re.compile(r"\$([^$]*(?:=|<|>|\\(?:neq?|leq?|geq?|in)(?![a-z]))[^$]*)\$[\s.]*\Z")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
-_CONCLUSION = re.compile(r"^\W*(?:so|thus|therefore|hence|consequently|in total|altogether|finally|then|this means)\b", re.IGNORECASE)
+_CONCLUSION = re.compile(
+    r"^\W*(?:so|thus|therefore|hence|consequently|in total|altogether|finally|then|this means)\b", re.IGNORECASE
+)
 _ALTERNATIVES = re.compile(
     rf"(?:{_NUMBER}|\$)\s*(?:,|;|\bor\b|\bmaybe\b|\bperhaps\b|\bpossibly\b|\bnot\b|\s)+(?:maybe\b|perhaps\b|or\b|\$|\s)*{_NUMBER}"
     r"|\b(?:either|maybe|perhaps|possibly)\b",
@@ -70,7 +74,7 @@ class Found:
 
 def final_answer(response: str, *, boxed_only: bool) -> Found:
     """The final answer of a response by the rules of this module."""
-    head, closed, text = response.rpartition("</think>")
+    _, closed, text = response.rpartition("</think>")
     if not closed and "<think>" in response:
         return Found(None, "the reasoning is never closed")
     found = boxes(text)
@@ -78,14 +82,14 @@ def final_answer(response: str, *, boxed_only: bool) -> Found:
         return Found(_chain(text, found)) if found else Found(None, "no \\boxed answer")
     text = _SPECIAL_TOKEN.sub("", text)
     if found:
-        later = _FINAL.findall(text, found[-1][1])
+        later = _FINAL.findall(text[found[-1][1] :][-_MAX_TAIL:])
         return Found(later[-1] if later and "\\boxed" not in later[-1] else _chain(text, found))
-    tail = text[-_MAX_TAIL:]
+    tail = re.sub(r"[ \t]+", " ", text[-_MAX_TAIL:])
     return _marked(tail) or _stated(tail) or Found(None, "no final answer is stated")
 
 
 def reference_answer(gold: str) -> str:
-    """What a reference boxes (boxes with a word after each are one list), tags or states as the answer, or all of it."""
+    """What a reference boxes (boxes with a word after each are one list), tags or states as the answer, or all of it."""  # noqa: E501
     found = boxes(gold)
     if found:
         return _chain(gold, found, _LOOSE_JOIN)

@@ -8,7 +8,7 @@ import re
 _UNICODE = {
     "\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "\\times ", "\u00b7": "\\cdot ", "\u22c5": "\\cdot ",
     "\u2217": "*", "\u00f7": "\\div ", "\u2044": "/", "\u2215": "/", "\u03c0": "\\pi ", "\u221e": "\\infty ",
-    "\u2264": "\\le ", "\u2265": "\\ge ", "\u2a7d": "\\le ", "\u2a7e": "\\ge ", "\u2260": "\\ne ", "\u2248": "\\approx ",
+    "\u2264": "\\le ", "\u2265": "\\ge ", "\u2a7d": "\\le ", "\u2a7e": "\\ge ", "\u2260": "\\ne ", "\u2248": "\\approx ",  # noqa: E501
     "\u222a": "\\cup ", "\u2229": "\\cap ", "\u2208": "\\in ", "\u2205": "\\emptyset ", "\u00b1": "\\pm ",
     "\u211d": "\\mathbb{R}", "\u2124": "\\mathbb{Z}", "\u2115": "\\mathbb{N}", "\u211a": "\\mathbb{Q}",
     "\u03b1": "\\alpha ", "\u03b2": "\\beta ", "\u03b3": "\\gamma ", "\u03b8": "\\theta ", "\u03bb": "\\lambda ",
@@ -50,7 +50,7 @@ _SYNONYMS = [
         "dbinom|tbinom|choose": "\\\\binom", "lvert|rvert|vert|mid": "|", "lbrace": "\\\\{", "rbrace": "\\\\}",
         "cdots|ldots|dotsc|dotsb|dotsm|dots": "\\\\dots", "to|rightarrow|longrightarrow|implies|Rightarrow": "\\\\to",
         "tg": "\\\\tan", "ctg": "\\\\cot", "arctg": "\\\\arctan", "cosec": "\\\\csc", "varnothing": "\\\\emptyset",
-        "lbrack": "[", "rbrack": "]", "land|wedge": "\\\\and", "lor|vee": "\\\\or", "backslash": "\\\\setminus", "langle": "(", "rangle": ")",
+        "lbrack": "[", "rbrack": "]", "land|wedge": "\\\\and", "lor|vee": "\\\\or", "backslash": "\\\\setminus", "langle": "(", "rangle": ")",  # noqa: E501
         "simeq|thickapprox|cong": "\\\\approx", "cupdot|bigcup": "\\\\cup", "lt": "<", "gt": ">", "colon": ":",
         "notin": "\\\\notin", "degree": "^\\\\circ", "rm|bf": "", "ast": "*", "dollar|pounds|euro": "",
         "perp": "\\\\perp", "varphi": "\\\\phi", "varepsilon": "\\\\epsilon", "thinspace": "",

@@ -10,13 +10,15 @@ from fractions import Fraction
 from typing import Any
 
 from nemo_vibethinker.reward._expression import NotAnExpression, Tree, parse, tokens
-from nemo_vibethinker.reward._numeric import TooLarge, Undefined, equal, evaluate, symbols
+from nemo_vibethinker.reward._numeric import Undefined, equal, evaluate, symbols
 from nemo_vibethinker.reward._structure import inside, is_name, split
 
 _RELATION = r"\\(?:le|ge|ne|in|notin)(?![a-z])|[<>]"
 _MARKS = re.compile(rf"^\]|\[$|{_RELATION}|\\cup|\\cap|\\setminus|\\mathbb\{{?R|\\infty|\\mid|\\?\{{[^{{}}]*[|:]")
 _REALS = re.compile(r"(?:\\text\{)?(?:all ?)?(?:the ?)?real(?: ?numbers)?\}?|\\mathbb\{?R\}?|\(-\\infty,\+?\\infty\)")
-_BUILDER = re.compile(r"\\\{ ?(?P<name>[^|:]*?)(?P<kind>\\in ?\\mathbb\{?R\}?)? ?[|:] ?(?P<condition>.*)\\\}", re.DOTALL)
+_BUILDER = re.compile(
+    r"\\\{ ?(?P<name>[^|:]*?)(?P<kind>\\in ?\\mathbb\{?R\}?)? ?[|:] ?(?P<condition>.*)\\\}", re.DOTALL
+)
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le", "\\ne": "\\ne"}
 _UNION = r"\\cup(?![a-z])|\\or(?![a-z])|(?<![A-Za-z\\])or(?![A-Za-z])|(?<=[)\]}]) ?U ?(?=[(\[\\])"
 _ALSO = r"\\and(?![a-z])|(?<![A-Za-z\\])and(?![A-Za-z])|\\cap(?![a-z])|,"
@@ -58,7 +60,7 @@ def looks_like_region(text: str) -> bool:
 def same_region(gold: str, answer: str) -> bool:
     """Whether both describe the same set, in the same letter where both name one. Raises NotARegion and TooLarge."""
     (name, expected), (other, given) = read(gold), read(answer)
-    if name and other and name != other or len(expected) != len(given):
+    if (name and other and name != other) or len(expected) != len(given):
         return False
     pairs = [pair for left, right in zip(expected, given, strict=True) for pair in _ends(left, right)]
     return all(_same_end(first, second) for first, second in pairs)
@@ -229,9 +231,7 @@ def _overlap(one: Interval, other: Interval) -> Interval | None:
 
 def _complement(region: Region) -> Region:
     edges = [_LEFT, *(edge for one in _union(region) for edge in (one.low, one.high)), _RIGHT]
-    gaps = [
-        Interval(_opposite(edges[index]), _opposite(edges[index + 1])) for index in range(0, len(edges), 2)
-    ]
+    gaps = [Interval(_opposite(edges[index]), _opposite(edges[index + 1])) for index in range(0, len(edges), 2)]
     return [gap for gap in gaps if gap.low.place < gap.high.place or (gap.low.closed and gap.high.closed)]
 
 
@@ -280,7 +280,10 @@ def _ratio_sign(first: Tree, second: Tree) -> int:
     if not above or not below or above.imag or below.imag or not names:
         return 0
     other = {name: Fraction(171, 41) + Fraction(index * 13, 89) for index, name in enumerate(names)}
-    cross = evaluate(first, other, 40) * evaluate(second, point, 40), evaluate(second, other, 40) * evaluate(first, point, 40)
+    cross = (
+        evaluate(first, other, 40) * evaluate(second, point, 40),
+        evaluate(second, other, 40) * evaluate(first, point, 40),
+    )
     if abs(cross[0] - cross[1]) > abs(cross[0]) * 1e-25:
         return 0
     return 1 if above / below > 0 else -1

@@ -8,10 +8,12 @@ _OPENING, _CLOSING = "([{", ")]}"
 _GROUPED = re.compile(r"[-+]?\d{1,3}(?:[, ]\d{3})+(?:\.\d+)?%?")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _LETTERS = r"(?:\\?[A-Za-z]+)(?:_\{?[\w,]+\}?|_\\text\{\w+\})?'*"
-NAME = re.compile(rf"(?:\\(?:angle|triangle|overline|vec|text|Delta)\{{?)? ?\|?{_LETTERS}\}}?(?:\((?:{_LETTERS}|\d+)(?:,{_LETTERS})*\))?\|?")
+NAME = re.compile(
+    rf"(?:\\(?:angle|triangle|overline|vec|text|Delta)\{{?)? ?\|?{_LETTERS}\}}?(?:\((?:{_LETTERS}|\d+)(?:,{_LETTERS})*\))?\|?"  # noqa: E501
+)
 _LABEL = re.compile(r"(?:[A-Z_|:{}]|\\frac|\\text|\\overline|\\angle|\\triangle|\\odot|\\vec|\^\{?2\}?|[a-z](?=\})| )+")
 _QUALIFIER = re.compile(
-    r"[,;]?\s*(?:\(\s*)?(?:\\text\{|(?<![A-Za-z\\]))(?:,\s*)?(?:where|for (?:all|any|some|every|each|integers?))(?![A-Za-z])"
+    r"[,;]?\s*(?:\(\s*)?(?:\\text\{|(?<![A-Za-z\\]))(?:,\s*)?(?:where|for (?:all|any|some|every|each|integers?))(?![A-Za-z])"  # noqa: E501
     r"|[,;]?\s*\(?\s*\\forall(?![A-Za-z])|[,(]\s*[kmnlt]\s*\\in\s*\\mathbb\{?[ZN]\}?.*$"
 )
 _TUPLE_LIKE = re.compile(r"\\begin\{([pbBvV]?)(?:small)?matrix\}(.*)\\end\{\1(?:small)?matrix\}", re.DOTALL)
@@ -156,8 +158,6 @@ def _item(part: str) -> Item:
     if named and value and len(named.values) == len(value.values):
         return Item(value.values, named.values, value.brackets)
     return value if value and len(chain) == 1 else Item((part,))
-
-
 
 
 def without_determinants(text: str) -> str:

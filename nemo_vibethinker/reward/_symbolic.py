@@ -12,7 +12,9 @@ from sympy import Expr, Float, N, Rational
 _COMMANDS = re.compile(
     r"\\(?:sum|prod|int|iint|oint|lim|partial|nabla|begin|pmod|bmod|mod|det|Re|Im|cup|cap|setminus|mathbb|emptyset)(?![a-z])"
 )
-_WORD = re.compile(r"(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{4,}|\\text|\d \d|\\(?:or|and|to|approx|pm)(?![a-z])")
+_WORD = re.compile(
+    r"(?<![\\A-Za-z])(?<!\\begin\{)(?<!\\end\{)[A-Za-z]{4,}|\\text|\d \d|\\(?:or|and|to|approx|pm)(?![a-z])"
+)
 _DIGITS = 30
 _TOLERANCE = Float("1e-12", _DIGITS)
 _POINTS = [

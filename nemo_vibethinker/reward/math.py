@@ -42,7 +42,9 @@ from nemo_vibethinker.reward._notation import canonical
 from nemo_vibethinker.reward.verdict import Verdict
 
 _MARKER = re.compile(r"</?think>|<answer>|####|\\(?:boxed|fbox)(?![A-Za-z])")
-_WORD = re.compile(r"(?<![A-Za-z])(?!or\b|and\b)[A-Za-z]?[a-z]+(?<=[A-Za-z]{2})[A-Za-z]*(?![A-Za-z])|[\u0370-\u1fff\u3040-\ud7ff]")
+_WORD = re.compile(
+    r"(?<![A-Za-z])(?!or\b|and\b)[A-Za-z]?[a-z]+(?<=[A-Za-z]{2})[A-Za-z]*(?![A-Za-z])|[\u0370-\u1fff\u3040-\ud7ff]"
+)
 
 _CHUNK = 256  # cases graded between two progress lines
 
