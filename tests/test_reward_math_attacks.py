@@ -108,7 +108,7 @@ RESPONSES = [
     ("B", "A, B, C or D"), ("B", "It could be A. It could be B."), ("B", "The answer is A or B"),
     ("8", "\\boxed{" * 300 + "8"), ("8", "{" * 1_000_000 + "8" + "}" * 1_000_000),
     ("8", "\\boxed{" + "{" * 500_000 + "8" + "}" * 500_000 + "}"), ("8", "\\boxed{" * 140_000 + "8"),
-    ("8", "8 " * 500_000), ("8", "is 8 or " * 100_000), ("8", "$" * 1_000_001),
+    ("8", "8 " * 500_000), ("8", "is 7 or is 8 or " * 60_000), ("8", "$" * 1_000_001),
     ("8", "\\boxed{" + "(" * 1_000_000 + "}"), ("8", "answer " * 100_000), ("8", "**" * 400_000),
     ("8", "." * 1_000_000), ("8", "<think>" * 100_000), ("8", "#" * 1_000_000), ("8", "\\[" * 300_000),
     ("8", " = " * 300_000), ("8", "1," * 400_000),
@@ -124,7 +124,7 @@ def verifier() -> Iterator[MathVerifier]:
 @pytest.fixture(scope="module")
 def verdicts(verifier: MathVerifier) -> dict[tuple[str, str], Verdict]:
     """All attacks in one call, so that the costly ones stand beside the others."""
-    pairs = [pair for pairs in ATTACKS.values() for pair in pairs if pairs is not RESPONSES]
+    pairs = [pair for pairs in ATTACKS.values() for pair in pairs]
     boxed = [(gold, f"Hence \\boxed{{{answer}}}.") for gold, answer in pairs]
     bare = verifier.grade_predictions(pairs)
     both = zip(verifier.grade_many(boxed), bare, strict=True)
@@ -133,12 +133,7 @@ def verdicts(verifier: MathVerifier) -> dict[tuple[str, str], Verdict]:
 
 @pytest.mark.parametrize(
     "pair",
-    [
-        pytest.param(pair, id=f"{name}-{i}")
-        for name, pairs in ATTACKS.items()
-        if name != "RESPONSES"
-        for i, pair in enumerate(pairs)
-    ],
+    [pytest.param(pair, id=f"{name}-{i}") for name, pairs in ATTACKS.items() for i, pair in enumerate(pairs)],
 )
 def test_an_attack_is_not_right(verdicts: dict[tuple[str, str], Verdict], pair: tuple[str, str]) -> None:
     verdict = verdicts[pair]
@@ -160,5 +155,5 @@ def test_a_costly_answer_does_not_count_as_a_fault_of_the_grader(
 
 
 def test_there_are_many_attacks_of_many_kinds() -> None:
-    assert sum(map(len, ATTACKS.values())) >= 150
-    assert len(ATTACKS) >= 9
+    assert len({*RESPONSES, *(pair for pairs in ATTACKS.values() for pair in pairs)}) >= 300
+    assert len(ATTACKS) == 8

@@ -55,7 +55,7 @@ _CONCLUSION = re.compile(
 )
 _ALTERNATIVES = re.compile(
     rf"(?:{_NUMBER}|\$)\s*(?:,|;|\bor\b|\bmaybe\b|\bperhaps\b|\bpossibly\b|\bnot\b|\s)+(?:maybe\b|perhaps\b|or\b|\$|\s)*{_NUMBER}"
-    r"|\b(?:either|maybe|perhaps|possibly)\b",
+    rf"|\b(?:either|maybe|perhaps|possibly)\b|\bor\s+(?:\w+\s+){{0,2}}{_NUMBER}",
     re.IGNORECASE,
 )
 _SENTENCE_END = re.compile(r"(?<!\d)(?<!\b[A-Z])[.!?](?=\s+[^\s\d])|(?<=\d)[.!?](?=\s+\D)|[\u3002\uff01\uff1f]|\n+")
@@ -151,9 +151,8 @@ def _from_sentence(sentence: str) -> Found | None:
     bold = _BOLD.findall(sentence)
     if bold and re.search(r"\d|\$", bold[-1]):
         return Found(bold[-1])
-    clauses = list(re.finditer(_COPULA, sentence)) and _last_copula(sentence)
-    if clauses:
-        return Found(clauses)
+    if stated := _last_copula(sentence):
+        return Found(stated)
     if relation := _RELATION_AT_END.search(sentence):
         return Found(relation[1])
     numbers = re.findall(_NUMBER, sentence)

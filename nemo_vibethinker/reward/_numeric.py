@@ -4,6 +4,7 @@ Two expressions are equal if their values are equal at sample points, so formula
 Zippel 1979). A difference counts as zero only if it shrinks as the precision grows.
 """
 
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -163,7 +164,7 @@ def _exact_factorial(value: Fraction) -> Fraction | None:
         return None
     if value > _MAX_FACTORIAL:
         raise TooLarge("a factorial of too many digits")
-    return Fraction(int(mpmath.libmp.ifac(int(value))))
+    return Fraction(math.factorial(int(value)))
 
 
 def _exact_binomial(above: Fraction, below: Fraction) -> Fraction | None:
@@ -178,14 +179,10 @@ def _exact_binomial(above: Fraction, below: Fraction) -> Fraction | None:
 
 
 def _exact_gcd(*parts: Fraction) -> Fraction | None:
-    import math
-
     return Fraction(math.gcd(*(int(part) for part in parts))) if all(p.denominator == 1 for p in parts) else None
 
 
 def _exact_lcm(*parts: Fraction) -> Fraction | None:
-    import math
-
     return Fraction(math.lcm(*(int(part) for part in parts))) if all(p.denominator == 1 for p in parts) else None
 
 
