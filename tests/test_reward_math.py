@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -270,3 +271,67 @@ def test_agrees_with_published_cases(tmp_path: Path) -> None:
     assert share["model_output"] >= 0.97
     assert share["hard", False] >= 0.99
     assert share["hard", True] >= 0.72
+
+
+def _grade_roots(verifier: MathVerifier, queue: "multiprocessing.Queue[list[bool]]") -> None:
+    pairs = [(f"\\sqrt{{{n}}}", f"\\boxed{{\\sqrt{{{n + n % 2}}}}}") for n in range(2, 12)]
+    queue.put([verdict.is_right for verdict in verifier.grade_many(pairs)])
+    verifier.close()
+
+
+def _grade_roots_anew(queue: "multiprocessing.Queue[list[bool]]") -> None:
+    _grade_roots(MathVerifier(deadline_s=30), queue)
+
+
+EVEN = [n % 2 == 0 for n in range(2, 12)]
+
+
+def test_a_verifier_works_on_both_sides_of_a_fork() -> None:
+    context = multiprocessing.get_context("fork")
+    queue: multiprocessing.Queue[list[bool]] = context.Queue()
+    with MathVerifier(deadline_s=30) as verifier:
+        assert verifier.grade("\\sqrt{4}", "\\boxed{2}").is_right
+        children = [context.Process(target=_grade_roots, args=(verifier, queue)) for _ in range(2)]
+        for child in children:
+            child.start()
+        assert verifier.grade("\\sqrt{9}", "\\boxed{3}").is_right
+        assert [queue.get(timeout=120) for _ in children] == [EVEN, EVEN]
+        for child in children:
+            child.join(60)
+        assert [child.exitcode for child in children] == [0, 0]
+        assert verifier.grade("\\sqrt{16}", "\\boxed{4}").is_right
+
+
+def test_a_spawned_process_has_its_own_verifier() -> None:
+    context = multiprocessing.get_context("spawn")
+    queue: multiprocessing.Queue[list[bool]] = context.Queue()
+    child = context.Process(target=_grade_roots_anew, args=(queue,))
+    child.start()
+    assert queue.get(timeout=120) == EVEN
+    child.join(60)
+    assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("end", ["", "import os; os.kill(os.getpid(), 9)"])
+def test_no_child_outlives_the_interpreter(end: str) -> None:
+    code = (
+        "from nemo_vibethinker.reward.math import MathVerifier\n"
+        "verifier = MathVerifier(deadline_s=30)\n"
+        "verifier.grade('\\\\sqrt{2}', '\\\\boxed{\\\\sqrt{3}}')\n"
+        f"print(verifier._pool._graders[0]._process.pid, flush=True)\n{end}"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    stat = Path(f"/proc/{int(result.stdout)}/stat")
+    for _ in range(600):
+        if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("the grader process lives on")
+
+
+def test_one_poisoned_comparison_of_a_batch_fails_alone() -> None:
+    batch = [(f"\\sqrt{{{n}}}", f"\\boxed{{0+\\sqrt{{{n}}}}}") for n in range(2, 8)]
+    batch.insert(3, (ENDLESS, "\\boxed{2}"))
+    with MathVerifier(deadline_s=3) as verifier:
+        verdicts = verifier.grade_many(batch)
+    assert [verdict.kind for verdict in verdicts] == ["right"] * 3 + ["ungraded"] + ["right"] * 3

@@ -21,6 +21,8 @@ What counts as equal (the conventions in play; reasons in brackets):
 - `x < 3` is `(-\infty, 3)`, `x \ne 1` the union of two intervals, and so on; `\pm` stands for both signs.
 - A reference letter (multiple choice) is met by the letter, bracketed or followed by its text.
 - Where the reference is a number, bare integer arithmetic, sums, integrals and limits are wrong [a restated problem].
+- A decimal comma is a list: `1,22` is no `1.22`. A bare symbol such as `N` after a decimal is its unit.
+- A response without a box may state its answer in words (`boxed_only` refuses that, as training does).
 - Where the answer makes the work (towers of powers, factorials of large numbers) it is wrong with that reason
   [`ungraded` would let a policy stop the run]; `ungraded` stays for failures of the grader or of the reference.
 
