@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from nemo_vibethinker.config import Config, resolve, validate
+from nemo_vibethinker.data.readers.files import is_hub_name
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 AXES = {"recipe": RECIPES, "scale": RECIPES / "scale", "cluster": RECIPES / "cluster"}
@@ -295,11 +296,10 @@ def check_paths(config: Config) -> None:
     Raises:
         ValueError: a file or folder is missing.
     """
-    for name in ("sft", "rl"):
-        path = getattr(config.data, name)
-        if path is not None and not Path(path).is_file():
-            raise ValueError(f"data.{name}={path}: no such file")
-        setattr(config.data, name, path and str(Path(path).resolve()))
+    data = config.data
+    data.sft, data.rl = (path and _dataset(f"data.{name}", path) for name, path in (("sft", data.sft), ("rl", data.rl)))
+    data.probe = [_dataset("data.probe", path) for path in data.probe]
+    data.evaluation = [_dataset("data.evaluation", path) for path in data.evaluation]
     source = config.run.from_run
     if source is not None and not (Path(source) / "config.yaml").is_file():
         raise ValueError(f"run.from_run={source}: not a run folder (it has no config.yaml)")
@@ -308,6 +308,15 @@ def check_paths(config: Config) -> None:
         raise ValueError(f"run.name={config.run.name}: a folder's name without '/'; set the place with run.root=PATH")
     if not config.run.root:
         raise ValueError("run.root is empty; name a folder, run.root=runs")
+
+
+def _dataset(key: str, path: str) -> str:
+    """The absolute path of a file or folder; a name of the hub as it is."""
+    if is_hub_name(path):
+        return path
+    if not Path(path).exists():
+        raise ValueError(f"{key}={path}: no such file or folder, and no hub name (owner/name)")
+    return str(Path(path).resolve())
 
 
 def help_text() -> str:
@@ -347,8 +356,10 @@ Any key of the schema (nemo_vibethinker/config.py) can be set:
   run.root=PATH    default: runs
   run.from_run=PATH  finished run to start from; run.from_model=fused names the model of it (default: its last)
   seed=INTEGER     default: 0
-  data.sft=FILE    your own supervised data, JSON lines: GSM8K, MATH or chat format
-  data.rl=FILE     your own problems with answers (default: those of data.sft)
+  data.sft=DATASET   your own problems with solutions: a file, a folder, or a hub name, owner/name[:config[:split]]
+  data.rl=DATASET    your own problems with answers or tests (default: those of data.sft)
+  data.evaluation=[DATASET,...], data.probe=[DATASET,...]   default: held out of data.rl
+                   formats: python -m nemo_vibethinker.data.readers --help
 
 examples:
   python launcher/run.py recipe=ssp_full

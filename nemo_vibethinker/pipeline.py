@@ -8,6 +8,7 @@ This module imports torch and Megatron only when a stage runs, so the launcher c
 import argparse
 import ctypes
 import errno
+import hashlib
 import importlib
 import os
 import signal
@@ -20,6 +21,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from nemo_vibethinker.config import Config
+from nemo_vibethinker.data.readers.files import is_hub_name
 from nemo_vibethinker.ledger import Ledger, summarise
 from nemo_vibethinker.metrics_log import STAGE_WIDTH, MetricsLog
 from nemo_vibethinker.run_folder import (
@@ -162,14 +164,20 @@ def stage_inputs(config: Config, stage: str, artefacts: Mapping[str, Artefact]) 
     """
     if stage != "prepare":
         return dict(artefacts)
-    files = {"data.sft": config.data.sft, "data.rl": config.data.rl}
-    return dict(artefacts) | {name: _data_file(name, Path(path)) for name, path in files.items() if path}
+    data = config.data
+    named = {"data.sft": data.sft, "data.rl": data.rl}
+    for name, paths in (("data.probe", data.probe), ("data.evaluation", data.evaluation)):
+        named |= {f"{name}.{number}": path for number, path in enumerate(paths)}
+    return dict(artefacts) | {name: _dataset(name, path) for name, path in named.items() if path}
 
 
-def _data_file(name: str, path: Path) -> Artefact:
-    if not path.is_file():
-        raise ValueError(f"{name}={path}: no such file")
-    return Artefact(str(path.resolve()), hash_path(path))
+def _dataset(name: str, path: str) -> Artefact:
+    """A dataset by its content; one of the hub by its name alone."""
+    if is_hub_name(path):
+        return Artefact(path, hashlib.sha256(path.encode()).hexdigest())
+    if not Path(path).exists():
+        raise ValueError(f"{name}={path}: no such file or folder")
+    return Artefact(str(Path(path).resolve()), hash_path(Path(path)))
 
 
 def absolute_outputs(run: RunFolder, manifest: Manifest) -> dict[str, Artefact]:

@@ -151,7 +151,7 @@ def test_mapping_value(recipes: Path) -> None:
         (["run.root="], "run.root is empty"),
         (["scale.name=big"], "command line: scale.name is the name of the file; choose it with scale=NAME"),
         (["data.sft=none.jsonl"], "data.sft=none.jsonl: no such file"),
-        (["data.rl=."], "data.rl=.: no such file"),
+        (["data.rl=./none"], "data.rl=./none: no such file"),
         (["run.from_run=."], "run.from_run=.: not a run folder"),
         (["scale.parallel.tensor=3"], "scale.model.num_attention_heads="),
     ],

@@ -32,6 +32,8 @@ from nemo_vibethinker.spectrum.difficulty_sampling import DifficultyMeter, Grade
 from nemo_vibethinker.spectrum.endpoint import Answer
 from nemo_vibethinker.spectrum.spending import Usage
 
+pytestmark = pytest.mark.e2e
+
 INSTRUCTION = "Box it."
 
 

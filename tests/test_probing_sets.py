@@ -195,6 +195,7 @@ def test_spending_never_passes_the_limit() -> None:
         Spending(None, limit=1.0)
 
 
+@pytest.mark.e2e
 def test_reviewed_sets_leave_out_what_the_check_rejects(
     pool: Path, tmp_path: Path, server: tuple[str, State], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +236,7 @@ def test_reviewed_sets_leave_out_what_the_check_rejects(
     assert len(state.answered) == usage["requests"]  # nothing is asked twice
 
 
+@pytest.mark.e2e
 def test_too_few_problems_are_an_error_that_names_the_domain(
     pool: Path, tmp_path: Path, server: tuple[str, State], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -246,6 +248,7 @@ def test_too_few_problems_are_an_error_that_names_the_domain(
     assert report_of(out)["domains"]["geometry"]["short"] == 1
 
 
+@pytest.mark.e2e
 def test_cost_limit_stops_before_it_is_passed_and_more_money_goes_on(
     pool: Path, tmp_path: Path, server: tuple[str, State], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,6 +279,7 @@ def test_plan_asks_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["pool.jsonl"]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("faults", [["429", "500", "garbage", "other"] * 2, ["hang"]])
 def test_faults_of_the_endpoint_change_nothing(
     faults: list[str], pool: Path, tmp_path: Path, server: tuple[str, State]
@@ -304,6 +308,7 @@ def test_wrong_key_and_dead_endpoint_stop_with_the_reason(
         Endpoint(url, "another").served_from()
 
 
+@pytest.mark.e2e
 def test_killed_run_goes_on_and_asks_nothing_twice(pool: Path, tmp_path: Path, server: tuple[str, State]) -> None:
     url, state = server
     state.delay_s = 0.1

@@ -175,6 +175,7 @@ def test_an_empty_reference_is_ungraded(verifier: MathVerifier) -> None:
     assert verifier.grade("", "\\boxed{8}").kind == "ungraded"
 
 
+@pytest.mark.e2e
 def test_a_reference_that_never_ends_is_ungraded_and_the_grader_stays_usable() -> None:
     with MathVerifier(deadline_s=3) as verifier:
         assert verifier.grade(ENDLESS, "\\boxed{2}").kind == "ungraded"
@@ -329,6 +330,7 @@ def test_no_child_outlives_the_interpreter(end: str) -> None:
     pytest.fail("the grader process lives on")
 
 
+@pytest.mark.e2e
 def test_one_poisoned_comparison_of_a_batch_fails_alone() -> None:
     batch = [(f"\\sqrt{{{n}}}", f"\\boxed{{0+\\sqrt{{{n}}}}}") for n in range(2, 8)]
     batch.insert(3, (ENDLESS, "\\boxed{2}"))

@@ -19,6 +19,8 @@ import pytest
 
 from nemo_vibethinker.reward.sandbox import Execution, Limits, Sandbox, SandboxError, find_sandbox
 
+pytestmark = pytest.mark.e2e
+
 KINDS = ("bubblewrap", "landlock")
 LIMITS = Limits(wall_s=10, cpu_s=1, memory_mb=128, processes=8, file_mb=2, output_kb=8)
 PRELUDE = """

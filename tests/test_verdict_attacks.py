@@ -14,6 +14,8 @@ from nemo_vibethinker.reward.code import CodeVerifier
 from nemo_vibethinker.reward.sandbox import Limits, SandboxError, find_sandbox
 from nemo_vibethinker.reward.verdict import Verdict
 
+pytestmark = pytest.mark.e2e
+
 LIMITS = Limits(wall_s=10, cpu_s=2, memory_mb=128, file_mb=2)
 PRELUDE = """
 import ctypes, gc, os, re, sys

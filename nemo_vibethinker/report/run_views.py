@@ -172,7 +172,10 @@ def funnel_view(funnel: Mapping[str, Any]) -> dict[str, Any]:
         (str(item["train_id"]), str(item["held_out_id"]), str(item["shared_text"]))
         for item in funnel.get("overlaps_removed", [])
     ]
-    rows = [[name, f"{c['read']:,}", f"{c['kept']:,}", f"{len(c['dropped']):,}"] for name, c in sets.items()]
+    rows = [
+        [name, f"{c['read']:,}", f"{c['kept']:,}", f"{c.get('dropped_count', len(c['dropped'])):,}"]
+        for name, c in sets.items()
+    ]
     return {
         "head": ["set", "read", "kept", "dropped"],
         "rows": rows,

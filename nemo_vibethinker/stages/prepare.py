@@ -9,7 +9,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from nemo_vibethinker.config import CODE_DOMAIN, Config
 from nemo_vibethinker.data.decontaminate import find_overlaps
@@ -21,7 +21,7 @@ from nemo_vibethinker.data.sets import HELD_OUT_SETS, TRAINING_SETS, Sets, user_
 from nemo_vibethinker.data.token_files import TokenFileWriter
 from nemo_vibethinker.data.tokenizer import encode_stream, sample_positions, tokenizer_sha256, train_tokenizer
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
-from nemo_vibethinker.reward.sandbox import SandboxError, find_sandbox
+from nemo_vibethinker.reward.sandbox import SandboxChoice, SandboxError, find_sandbox
 from nemo_vibethinker.run_folder import atomic_write_text
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     funnel = Funnel(folder)
     sets = user_sets(config, spool, funnel) if config.data.sft or config.data.rl else world_sets(config, spool)
     if any(CODE_DOMAIN in records.domains() for records in sets.values()):
-        _require_sandbox()
+        _require_sandbox(config.reward.sandbox)
     sets = _decontaminated(sets, funnel)
     tokenizer = train_tokenizer(_sampled_texts(config, sets["sft"]), config.data.vocab_size)
     tokenizer.save_pretrained(folder / "tokenizer")
@@ -73,9 +73,9 @@ def _empty_spool(folder: Path) -> Path:
     return spool
 
 
-def _require_sandbox() -> None:
+def _require_sandbox(choice: str) -> None:
     try:
-        find_sandbox()
+        find_sandbox(cast(SandboxChoice, choice))
     except SandboxError as error:
         raise ValueError(f"the code domain needs a sandbox: {error}") from error
 
