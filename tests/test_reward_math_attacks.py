@@ -10,6 +10,8 @@ import pytest
 from nemo_vibethinker.reward.math import MathVerifier
 from nemo_vibethinker.reward.verdict import Verdict
 
+pytestmark = pytest.mark.e2e
+
 DEADLINE_S = 5.0
 
 SEVERAL_ANSWERS = [
