@@ -74,3 +74,27 @@ def test_entry_point() -> None:
     assert parse_tests([f"{check}check(f)"], entry_point="f") == (f"{check}check(f)",)
     pairs = [{"input": '2\n"a"', "output": "[8]"}, {"input": [2, "a"], "output": [8]}]
     assert parse_tests(pairs, entry_point="Solution().f") == (CALL, CALL)
+
+
+@pytest.mark.parametrize(
+    ("raw", "test"),
+    [
+        ({"call": "f(1, [2])", "expected": 3}, {"function": "f", "args": [1, [2]], "expected": 3}),
+        ({"fn": "f", "arguments": [1], "result": 2}, {"function": "f", "args": [1], "expected": 2}),
+        (
+            {"type": "call", "function": "f", "args": [], "expected_output": None},
+            {"function": "f", "args": [], "expected": None},
+        ),
+        ({"input": "3", "expected": "4"}, {"stdin": "3", "stdout": "4"}),
+        ({"stdin": "3", "expected_stdout": "4"}, {"stdin": "3", "stdout": "4"}),
+        ({"type": "assert", "code": "assert f(1) == 1"}, "assert f(1) == 1"),
+    ],
+)
+def test_other_names_of_the_same(raw: dict[str, Any], test: Any) -> None:
+    assert parse_tests([raw]) == (test,)
+
+
+@pytest.mark.parametrize("call", ["f(x)", "f(1) + 1", "f(k=1)", "f(", "a.f(1)"])
+def test_a_call_that_is_not_plain_is_refused(call: str) -> None:
+    with pytest.raises(ValueError, match="not a call of a function with literal arguments"):
+        parse_tests([{"call": call, "expected": 1}])

@@ -6,11 +6,13 @@ A test is one of
 - `{"stdin": str, "stdout": str}`: a whole program, what it reads and what it must print;
 - `{"function": str, "args": [...], "expected": value}`: a call with JSON values and the value it must return.
 
-Layouts read: these; HumanEval's `check(candidate)`; `{"input", "output"}` pairs, also in columns; APPS, TACO and
+Layouts read: these, also under the other names of `_SYNONYMS`, and `{"call": "f(2, [3])", "expected": value}`;
+HumanEval's `check(candidate)`; `{"input", "output"}` pairs, also in columns; APPS, TACO and
 DeepCoder (`inputs`, `outputs`, `fn_name`; `type`); LiveCodeBench (`testtype`, `metadata.func_name`); each also as JSON
 in a string. LiveCodeBench's private tests are pickles and are refused: unpickling runs whatever they hold.
 """
 
+import ast
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +21,14 @@ from typing import Any
 Test = str | dict[str, Any]
 
 _FORMS = ({"stdin", "stdout"}, {"function", "args", "expected"})
+_SYNONYMS = {
+    "function": ("function", "fn", "func", "function_name", "fn_name", "func_name", "entry_point", "method"),
+    "args": ("args", "arguments", "params", "inputs", "input"),
+    "expected": ("expected", "expected_value", "expected_output", "result", "output"),
+    "stdin": ("stdin", "input"),
+    "stdout": ("stdout", "expected_stdout", "expected_output", "expected", "output"),
+    "assertion": ("assert", "assertion", "snippet", "code"),
+}
 _COLUMNS = (("inputs", "outputs"), ("input", "output"))
 _KINDS = {"stdin": "stdin", "stdin_stdout": "stdin", "functional": "call", "function_call": "call"}
 _CHECK, _CHECK_CALL = re.compile(r"^def check\(", re.MULTILINE), re.compile(r"^check\(", re.MULTILINE)
@@ -87,6 +97,8 @@ def _from_list(items: Sequence[Any], entry_point: str) -> tuple[Test, ...]:
 def _from_object(raw: Mapping[str, Any], entry_point: str) -> tuple[Test, ...]:
     if raw.keys() in _FORMS:
         return (_canonical(raw),)
+    if renamed := _renamed(raw):
+        return (_snippet(renamed, entry_point) if isinstance(renamed, str) else _canonical(renamed),)
     for key in ("test_cases", "tests"):
         if key in raw:
             return parse_tests(raw[key], entry_point=_function_name(raw, entry_point))
@@ -100,6 +112,33 @@ def _from_object(raw: Mapping[str, Any], entry_point: str) -> tuple[Test, ...]:
             return (_pair(raw[inputs], raw[outputs], function),)
     keys = ", ".join(sorted(map(str, raw))[:8])
     raise ValueError(f"a test with {keys}; known: stdin and stdout, function, args and expected, input and output")
+
+
+def _renamed(raw: Mapping[str, Any]) -> Test | None:
+    """A single test under other names, in the canonical ones; None if it is not one."""
+    given = {key: value for key, value in raw.items() if key not in ("type", "kind", "id", "name")}
+    if given.keys() == {"call", "expected"} and isinstance(given["call"], str):
+        return _called(given["call"], given["expected"])
+    for form in (("function", "args", "expected"), ("stdin", "stdout"), ("assertion",)):
+        keys = [next((key for key in _SYNONYMS[name] if key in given), "") for name in form]
+        if all(keys) and len(set(keys)) == len(given) == len(form) and set(keys) != {"input", "output"}:
+            values = dict(zip(form, (given[key] for key in keys), strict=True))
+            if form == ("assertion",):
+                return values["assertion"] if isinstance(values["assertion"], str) else None
+            if form[0] == "stdin" or isinstance(values["args"], list):
+                return values
+    return None
+
+
+def _called(call: str, expected: Any) -> Test:
+    """A call written as Python, with literal arguments."""
+    try:
+        node = ast.parse(call.strip(), mode="eval").body
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
+            return _call(node.func.id, [ast.literal_eval(argument) for argument in node.args], expected)
+    except (ValueError, SyntaxError):
+        pass
+    raise ValueError(f"{_short(call)} is not a call of a function with literal arguments")
 
 
 def _canonical(raw: Mapping[str, Any]) -> dict[str, Any]:
