@@ -61,6 +61,7 @@ _AFTER_NUMBER = re.compile(r"[\d}](?:\\?[ ,;:~]|\s)*\Z")
 _ASCII = {"!=": "\\ne ", "<=": "\\le ", ">=": "\\ge ", "**": "^", "\\R": "\\mathbb{R}", "\\Z": "\\mathbb{Z}"}
 _WRITTEN = re.compile(r"!=(?!=)|<=|>=|\*\*|\\[RZ](?![a-zA-Z])")
 _DEGREES = re.compile(r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![a-zA-Z])")
+_SUBSCRIPT = re.compile(r"_\s*\{\s*([0-9A-Za-z])\s*\}")
 _THOUSANDS = re.compile(r"(?<=\d) ?\{, ?\} ?(?=\d)|(?<=\d),\\!\s*(?=\d)|(?<=\d)\\[,!;:](?=\d{3}(?!\d))")
 _ROOT_OF_BRACKET = re.compile(r"\\sqrt\s*\(([^()]*)\)")
 _LOOSE_SPACE = re.compile(r"(?<![0-9A-Za-z\\]) +| +(?![0-9A-Za-z\\])|(?<![0-9A-Za-z]) +(?=\\)|(?<=[0-9]) +(?=\\)")
@@ -99,7 +100,7 @@ def _commands(text: str) -> str:
     for pattern, value in _SYNONYMS:
         text = pattern.sub(value, text)
     text = _DEGREES.sub("^\\\\circ ", text)
-    return text.replace("\\text{}", "")
+    return _SUBSCRIPT.sub(r"_\1", text.replace("\\text{}", ""))
 
 
 def _styled(found: re.Match[str]) -> str:

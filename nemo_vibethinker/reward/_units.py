@@ -26,7 +26,7 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _SCALED = re.compile(rf"(-?\d[\d.,]*)(?:\\text\{{| )({'|'.join(_SCALES)})\b\}}?")
 _WORDS = re.compile(
     r"(?:(?P<value>.*[^\s{(\[,;=<>|])\\text\{(?P<text>[A-Za-z/.' -]+)\}"
-    r"|(?P<number>.*[\d)}]) ?(?P<bare>[A-Za-z]{2,}(?:/[A-Za-z]+)?(?:[.' ]+[A-Za-z]{2,}){0,3}\.?))(?:\^\{?(?P<power>[23])\}?)?",  # noqa: E501
+    r"|(?P<number>.*[\d)}]) ?(?P<bare>(?:[A-Za-z]{2,}|[a-z](?=/))(?:/[A-Za-z]+)?(?:[.' ]+[A-Za-z]{2,}){0,3}\.?))(?:\^\{?(?P<power>[23])\}?)?",  # noqa: E501
     re.DOTALL,
 )
 _ORDINAL = re.compile(
