@@ -17,6 +17,7 @@ import yaml
 
 from nemo_vibethinker.config import Config, resolve, validate
 from nemo_vibethinker.data.readers.files import is_hub_name
+from nemo_vibethinker.model.hf_folder import check_model_config
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 AXES = {"recipe": RECIPES, "scale": RECIPES / "scale", "cluster": RECIPES / "cluster"}
@@ -300,6 +301,10 @@ def check_paths(config: Config) -> None:
     data.sft, data.rl = (path and _dataset(f"data.{name}", path) for name, path in (("sft", data.sft), ("rl", data.rl)))
     data.probe = [_dataset("data.probe", path) for path in data.probe]
     data.evaluation = [_dataset("data.evaluation", path) for path in data.evaluation]
+    model = config.scale.model
+    if model.path is not None and Path(model.path).exists():
+        model.path = str(Path(model.path).resolve())
+        check_model_config(model, Path(model.path))
     source = config.run.from_run
     if source is not None and not (Path(source) / "config.yaml").is_file():
         raise ValueError(f"run.from_run={source}: not a run folder (it has no config.yaml)")

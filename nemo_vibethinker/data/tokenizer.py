@@ -93,6 +93,19 @@ def load_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
+def chat_tokenizer(folder: str | Path) -> "PreTrainedTokenizerFast":
+    """A base model's tokenizer, set up for ChatML: a response ends with `<|im_end|>`, padding is `<|endoftext|>`.
+
+    Raises:
+        ValueError: no fast tokenizer in `folder`, or one without these tokens.
+    """
+    tokenizer = load_tokenizer(folder)
+    if missing := {END_OF_TEXT, IM_START, IM_END} - tokenizer.get_vocab().keys():
+        raise ValueError(f"tokenizer {folder} has no {', '.join(sorted(missing))}; use a ChatML one such as Qwen2's")
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.chat_template = IM_END, END_OF_TEXT, CHAT_TEMPLATE
+    return tokenizer
+
+
 def tokenizer_sha256(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Hash of everything that decides how a text is split into tokens."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()

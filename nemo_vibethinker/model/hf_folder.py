@@ -1,17 +1,17 @@
 """Hugging Face folders of Qwen2 and Qwen3 (dense) models: their architecture and their weights, read piece by piece.
 
-Imports neither Megatron nor transformers.
+Imports neither torch nor Megatron: a login node compares a folder with the configuration.
 """
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from nemo_vibethinker.config import Config, ModelConfig
 
-from nemo_vibethinker.config import ModelConfig
-from nemo_vibethinker.model.hf_weights import hf_shapes
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 _ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
@@ -90,11 +90,11 @@ def check_model_config(model: ModelConfig, folder: Path) -> int:
         ValueError: what differs, as the settings that would describe the folder; or a window without its rope_theta.
     """
     theirs, vocab_size = read_model_config(folder)
-    free = {"max_position_embeddings", "rope_theta", "init_std", "path"}
+    free = {"max_position_embeddings", "rope_theta", "init_std", "path", "head_dim"}
     fields = [name for name in ModelConfig.__dataclass_fields__ if name not in free]
-    ours = replace(model, head_dim=model.kv_channels)
-    theirs = replace(theirs, head_dim=theirs.kv_channels)
-    wrong = [name for name in fields if getattr(ours, name) != getattr(theirs, name)]
+    wrong = [name for name in fields if getattr(model, name) != getattr(theirs, name)]
+    mended = replace(model, **{name: getattr(theirs, name) for name in wrong})
+    wrong += ["head_dim"] if mended.kv_channels != theirs.kv_channels else []
     if wrong:
         fix = " ".join(f"scale.model.{name}={getattr(theirs, name)}".replace("True", "true") for name in wrong)
         raise ValueError(f"scale.model does not describe {folder}; set {fix.replace('False', 'false')}")
@@ -106,6 +106,57 @@ def check_model_config(model: ModelConfig, folder: Path) -> int:
             f"{model.rope_theta:g}, with it (500000 for a window of 131072)"
         )
     return vocab_size
+
+
+def base_model(config: Config) -> Path | None:
+    """The local folder of `scale.model.path`, fetched from the hub where it is not one; None for training from scratch.
+
+    Raises:
+        ValueError: the model cannot be fetched, or `scale.model` does not describe it.
+    """
+    path = config.scale.model.path
+    if path is None:
+        return None
+    folder = Path(path) if Path(path).exists() else _from_hub(path)
+    check_model_config(config.scale.model, folder)
+    return folder
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"scale.model.path={name} is no local folder and can't be fetched: {reason}") from None
+
+
+def hf_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of the Hugging Face model; tied output weights are not stored."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    heads, groups = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
+    layer: dict[str, tuple[int, ...]] = {
+        "input_layernorm.weight": (hidden,),
+        "self_attn.q_proj.weight": (heads, hidden),
+        "self_attn.k_proj.weight": (groups, hidden),
+        "self_attn.v_proj.weight": (groups, hidden),
+        "self_attn.o_proj.weight": (hidden, heads),
+        "post_attention_layernorm.weight": (hidden,),
+        "mlp.gate_proj.weight": (ffn, hidden),
+        "mlp.up_proj.weight": (ffn, hidden),
+        "mlp.down_proj.weight": (hidden, ffn),
+    }
+    if model.qkv_bias:
+        layer |= {f"self_attn.{x}_proj.bias": (heads if x == "q" else groups,) for x in "qkv"}
+    if model.qk_norm:
+        layer |= {f"self_attn.{x}_norm.weight": (model.kv_channels,) for x in "qk"}
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, hidden)}
+    for index in range(model.num_layers):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+    output = {} if model.tie_embeddings else {"lm_head.weight": (vocab_size, hidden)}
+    return shapes | {"model.norm.weight": (hidden,)} | output
 
 
 class HfFolder:
@@ -126,7 +177,7 @@ class HfFolder:
             if self._shape(name) != shape:
                 raise ValueError(f"{folder}: {name} has shape {self._shape(name)}, the architecture says {shape}")
 
-    def __call__(self, name: str) -> Tensor:
+    def __call__(self, name: str) -> "Tensor":
         """The full tensor `name`, in the folder's own type."""
         from safetensors import safe_open
 

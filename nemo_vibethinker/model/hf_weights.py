@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from nemo_vibethinker.config import Config, ModelConfig
+from nemo_vibethinker.config import Config
+from nemo_vibethinker.model.hf_folder import hf_shapes
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt import GPTModel
@@ -41,32 +42,6 @@ _OUTER: dict[str, tuple[tuple[str, ...], Split]] = {
     "decoder.final_layernorm.weight": (("model.norm.weight",), "whole"),
     "output_layer.weight": (("lm_head.weight",), "rows"),
 }
-
-
-def hf_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of the Hugging Face model; tied output weights are not stored."""
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    heads, groups = model.num_attention_heads * model.kv_channels, model.num_query_groups * model.kv_channels
-    layer: dict[str, tuple[int, ...]] = {
-        "input_layernorm.weight": (hidden,),
-        "self_attn.q_proj.weight": (heads, hidden),
-        "self_attn.k_proj.weight": (groups, hidden),
-        "self_attn.v_proj.weight": (groups, hidden),
-        "self_attn.o_proj.weight": (hidden, heads),
-        "post_attention_layernorm.weight": (hidden,),
-        "mlp.gate_proj.weight": (ffn, hidden),
-        "mlp.up_proj.weight": (ffn, hidden),
-        "mlp.down_proj.weight": (hidden, ffn),
-    }
-    if model.qkv_bias:
-        layer |= {f"self_attn.{x}_proj.bias": (heads if x == "q" else groups,) for x in "qkv"}
-    if model.qk_norm:
-        layer |= {f"self_attn.{x}_norm.weight": (model.kv_channels,) for x in "qk"}
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size, hidden)}
-    for index in range(model.num_layers):
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    output = {} if model.tie_embeddings else {"lm_head.weight": (vocab_size, hidden)}
-    return shapes | {"model.norm.weight": (hidden,)} | output
 
 
 def random_hf_tensors(config: Config, vocab_size: int) -> TensorSource:

@@ -8,6 +8,7 @@ from megatron.core.models.gpt import GPTModel
 
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
+from nemo_vibethinker.model.hf_folder import HfFolder, check_model_config
 from nemo_vibethinker.model.qwen2 import build_chunks
 from nemo_vibethinker.reward.grader import Grader
 from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
@@ -24,9 +25,13 @@ def load_tokenizer(inputs: dict[str, Path]) -> "PreTrainedTokenizerFast":
     return PreTrainedTokenizerFast.from_pretrained(inputs["tokenizer"])
 
 
-def build_run_model(config: Config, tokenizer: "PreTrainedTokenizerFast") -> list[GPTModel]:
-    """This rank's chunks of the run's model with its vocabulary, freshly initialised."""
-    return build_chunks(config, len(tokenizer))
+def build_run_model(config: Config, inputs: dict[str, Path], *, pretrained: bool = False) -> list[GPTModel]:
+    """This rank's chunks of the run's model: freshly initialised, or `pretrained`: the base model, if there is one."""
+    base = inputs.get("base_model")
+    if base is None:
+        return build_chunks(config, len(load_tokenizer(inputs)))
+    vocab_size = check_model_config(config.scale.model, base)
+    return build_chunks(config, vocab_size, HfFolder(base, config.scale.model, vocab_size) if pretrained else None)
 
 
 def make_grader(config: Config) -> Grader:

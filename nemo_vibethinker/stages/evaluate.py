@@ -26,7 +26,7 @@ from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
     """Score each `model.*` input on the evaluation set. Samples are kept; finished models are not sampled again."""
     tokenizer = load_tokenizer(inputs)
-    chunks = build_run_model(config, tokenizer)
+    chunks = build_run_model(config, inputs)
     records = read_jsonl(inputs["evaluation_data"])
     checkpoints = distinct_checkpoints(inputs)
     scores: list[Score] = []

@@ -36,7 +36,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         RuntimeError: the logits differ by more than the tolerance; the export is not to be used.
     """
     tokenizer = load_tokenizer(inputs)
-    chunks = build_run_model(config, tokenizer)
+    chunks = build_run_model(config, inputs)
     load_model(chunks, inputs["policy"])
     record = read_jsonl(inputs["evaluation_data"])[0]
     tokens = encode_prompts(tokenizer, [record.prompt], config.data.instruction)[0]

@@ -10,14 +10,14 @@ from nemo_vibethinker.config import Config
 from nemo_vibethinker.megatron.checkpoint import load_model_state, save_model_state
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.spectrum.fusion import fuse_state_dicts
-from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
+from nemo_vibethinker.stages.common import build_run_model
 
 
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
     """Average the specialists' weights, each rank its own part, in fp32."""
     specialists: dict[str, int] = json.loads(inputs["specialists"].read_text())
     weights = fusion_weights(config.fuse.weights, list(specialists))
-    chunks = build_run_model(config, load_tokenizer(inputs))
+    chunks = build_run_model(config, inputs)
 
     def states() -> Iterator[dict[str, Tensor]]:
         for domain in specialists:

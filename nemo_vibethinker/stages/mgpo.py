@@ -28,7 +28,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     name = context.stage.split(".")[1]
     stage: MgpoConfig = getattr(config.signal, name)
     tokenizer = load_tokenizer(inputs)
-    chunks = build_run_model(config, tokenizer)
+    chunks = build_run_model(config, inputs)
     load_model(chunks, inputs["policy"])
     with make_grader(config) as grader:
         sampler = make_sampler(config, chunks, tokenizer, grader)

@@ -19,7 +19,14 @@ from nemo_vibethinker.data.record_files import Selection
 from nemo_vibethinker.data.records import Record, iterate_jsonl, read_jsonl, write_jsonl
 from nemo_vibethinker.data.sets import HELD_OUT_SETS, TRAINING_SETS, Sets, user_sets, world_sets
 from nemo_vibethinker.data.token_files import TokenFileWriter
-from nemo_vibethinker.data.tokenizer import encode_stream, sample_positions, tokenizer_sha256, train_tokenizer
+from nemo_vibethinker.data.tokenizer import (
+    chat_tokenizer,
+    encode_stream,
+    sample_positions,
+    tokenizer_sha256,
+    train_tokenizer,
+)
+from nemo_vibethinker.model.hf_folder import base_model
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.reward.sandbox import SandboxChoice, SandboxError, find_sandbox
 from nemo_vibethinker.run_folder import atomic_write_text
@@ -42,7 +49,11 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     if any(CODE_DOMAIN in records.domains() for records in sets.values()):
         _require_sandbox(config.reward.sandbox)
     sets = _decontaminated(sets, funnel)
-    tokenizer = train_tokenizer(_sampled_texts(config, sets["sft"]), config.data.vocab_size)
+    base = base_model(config)
+    if base is None:
+        tokenizer = train_tokenizer(_sampled_texts(config, sets["sft"]), config.data.vocab_size)
+    else:
+        tokenizer = chat_tokenizer(base)
     tokenizer.save_pretrained(folder / "tokenizer")
     counts = _write_sets(config, sets, tokenizer, folder, funnel)
     check_disjoint({name: folder / f"{name}.jsonl" for name in sets})
@@ -57,10 +68,18 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     outputs = {f"{name}_data": folder / f"{name}.jsonl" for name in sets}
     for name, file in (("tokenizer", "tokenizer"), ("sft_tokens", "sft_tokens"), ("funnel", "funnel.json")):
         outputs[name] = folder / file
+    if base is not None:
+        outputs["base_model"] = _link(folder / "base_model", base)
     return StageResult(
         outputs=outputs | {"dropped": folder / DROPPED_FILE},
         metrics={"records": counts, "vocabulary": len(tokenizer)},
     )
+
+
+def _link(link: Path, target: Path) -> Path:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.resolve(), target_is_directory=True)
+    return link
 
 
 def _empty_spool(folder: Path) -> Path:

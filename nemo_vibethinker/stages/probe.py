@@ -24,7 +24,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     Finished checkpoints are kept in `folder`, so an interrupted probe goes on with the next one.
     """
     tokenizer = load_tokenizer(inputs)
-    chunks = build_run_model(config, tokenizer)
+    chunks = build_run_model(config, inputs)
     records = probing_records(config, read_jsonl(inputs["probe_data"]))
     steps = probed_steps(config, inputs["sft_checkpoints"])
     counts: dict[int, Counts] = {}

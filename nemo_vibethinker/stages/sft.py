@@ -21,14 +21,17 @@ from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
 
 
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
-    """Train from scratch for `sft.steps` steps; a model checkpoint every `sft.checkpoint_interval` and at the end."""
+    """Train for `sft.steps` steps, from scratch or from the base model.
+
+    A model checkpoint is kept every `sft.checkpoint_interval` steps and at the end.
+    """
     tokenizer = load_tokenizer(inputs)
     if "sft_tokens" not in inputs:
         raise ValueError("the prepared data has no sft_tokens: an earlier version made it; run the prepare stage again")
     tokens = TokenFile(inputs["sft_tokens"])
     tokens.require_tokenizer(tokenizer_sha256(tokenizer))
     data = PackedData(tokens, config.sft.seq_length, config.seed)
-    chunks = build_run_model(config, tokenizer)
+    chunks = build_run_model(config, inputs, pretrained=True)
     ddp = wrap_for_training(config, chunks)
     optimizer = build_optimizer(ddp, config.sft.optimizer)
     start = load_resume_point(chunks, optimizer, folder / "resume")
