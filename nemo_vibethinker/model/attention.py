@@ -102,7 +102,7 @@ class RMSNorm(torch.nn.RMSNorm):
     """torch's RMSNorm with the constructor Megatron's specs call."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-6, **unused: object) -> None:
-        super().__init__(hidden_size, eps=eps)
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         # Under sequence parallelism its gradient is of a part of the tokens: Megatron sums it over the ranks.
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 

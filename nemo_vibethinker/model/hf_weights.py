@@ -101,14 +101,14 @@ def local_part(parts: Sequence[Tensor], split: Split, groups: int, rank: int, si
         return fuse_qkv(parts, groups).chunk(size)[rank]
     if split == "columns":
         return parts[0].chunk(size, dim=1)[rank]
-    if split == "whole":
+    if split == "whole" or (len(parts) == 1 and size == 1):
         return parts[0]
     return torch.cat([part.chunk(size)[rank] for part in parts])
 
 
 def full_parts(shards: Sequence[Tensor], split: Split, heads: int, groups: int) -> list[Tensor]:
     """The inverse of `local_part`: full tensors from the parts of all tensor-parallel ranks, in their order."""
-    if split == "whole":
+    if split == "whole" or (split in ("rows", "columns") and len(shards) == 1):
         return [shards[0]]
     if split == "columns":
         return [torch.cat(list(shards), dim=1)]
@@ -160,14 +160,17 @@ def stream_hf_tensors(chunks: Sequence["GPTModel"]) -> Iterator[tuple[str, Tenso
     device = next(chunks[0].parameters()).device
     for stage, names in _in_order(listings):
         split, shape = listings[stage][names]
-        shards = torch.empty(tensor_group.size(), *shape, dtype=config.params_dtype, device=device)
-        if names in mine:
-            parameter = mine[names][1].detach().contiguous()
-            torch.distributed.all_gather(list(shards), parameter, group=tensor_group)
-        if pipeline.size() > 1:
-            torch.distributed.broadcast(shards, src=sources[stage], group=pipeline)
+        if tensor_group.size() == pipeline.size() == 1:
+            shards = [mine[names][1].detach()]
+        else:
+            buffer = torch.empty(tensor_group.size(), *shape, dtype=config.params_dtype, device=device)
+            shards = list(buffer)
+            if names in mine:
+                torch.distributed.all_gather(shards, mine[names][1].detach().contiguous(), group=tensor_group)
+            if pipeline.size() > 1:
+                torch.distributed.broadcast(buffer, src=sources[stage], group=pipeline)
         assert config.num_query_groups is not None
-        full = full_parts(list(shards), split, config.num_attention_heads, config.num_query_groups)
+        full = full_parts(shards, split, config.num_attention_heads, config.num_query_groups)
         yield from zip(names, full, strict=True)
 
 

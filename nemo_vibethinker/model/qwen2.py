@@ -65,7 +65,7 @@ def transformer_config(config: Config) -> TransformerConfig:
         batch_p2p_comm=parallel.virtual_pipeline == 1,
         calculate_per_token_loss=True,  # losses are sums; Megatron divides by the count over all ranks
         finalize_model_grads_func=finalize_model_grads,
-        use_cpu_initialization=True,
+        use_cpu_initialization=False,  # which would hold each weight a second time, in fp32
         # kernels
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
