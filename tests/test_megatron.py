@@ -1,6 +1,7 @@
 """The adapter to Megatron-Core and the model, one process: against closed forms, torch and transformers."""
 
 # ruff: noqa: E402  (torch is patched before Megatron binds its names)
+import copy
 import errno
 import math
 import shutil
@@ -343,6 +344,31 @@ def test_torn_resume_point_is_ignored_and_overwritten(tiny_config: Config, tmp_p
     assert [path.name for path in tmp_path.iterdir()] == ["step_000004"]
     assert not (tmp_path / "step_000004" / "left_over").exists()
     assert checkpoint.load_resume_point(modules(chunks), optimizer, tmp_path) == 4
+
+
+def test_a_resume_point_of_another_optimizer_is_refused_by_name(tiny_config: Config, tmp_path: Path) -> None:
+    plain = copy.deepcopy(tiny_config)
+    plain.scale.parallel.distributed_optimizer = False
+    chunks, optimizer = trainer(plain)
+    checkpoint.save_resume_point(modules(chunks), optimizer, 2, tmp_path)
+    chunks, optimizer = trainer(tiny_config)
+    before = weights(chunks)
+    with pytest.raises(ValueError, match=r"step_000002 lacks optimizer.state.param.* and \d+ more: it was written by"):
+        checkpoint.load_resume_point(modules(chunks), optimizer, tmp_path)
+    assert all(torch.equal(value, before[name]) for name, value in weights(chunks).items())
+
+
+@pytest.mark.parametrize("damage", ["gone", "changed"])
+def test_a_damaged_resume_point_is_refused_by_file(tiny_config: Config, tmp_path: Path, damage: str) -> None:
+    chunks, optimizer = trainer(tiny_config)
+    checkpoint.save_resume_point(modules(chunks), optimizer, 2, tmp_path)
+    file = max((tmp_path / "step_000002").glob("*.distcp"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.unlink() if damage == "gone" else file.write_bytes(content)
+    what = "is missing" if damage == "gone" else "is not what was written"
+    with pytest.raises(ValueError, match=f"{file.name} {what}; delete .*step_000002 to start this stage again"):
+        checkpoint.load_resume_point(modules(chunks), optimizer, tmp_path)
 
 
 # Hugging Face form

@@ -20,6 +20,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from torch import Tensor
 
+from nemo_vibethinker.megatron.checkpoint_manifest import Parts, check_files, check_parts, write_manifest
 from nemo_vibethinker.megatron.distributed import barrier, broadcast_object, is_main
 
 logging.getLogger("megatron.core.dist_checkpointing").setLevel(logging.ERROR)
@@ -87,12 +88,17 @@ def save_resume_point(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, 
 
 
 def load_resume_point(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, folder: Path) -> int:
-    """Restore the last resume point in `folder`; returns its step, 0 if there is none."""
+    """Restore the last resume point in `folder`; returns its step, 0 if there is none.
+
+    Raises:
+        ValueError: a file of it is missing or damaged, or a part of the state is missing; nothing is restored.
+    """
     points = sorted(p for p in folder.glob("step_*") if p.suffix != ".tmp")
     if not points:
         return 0
     sharded = _sharded_weights(chunks)
     optimizer_state = optimizer.sharded_state_dict(sharded, is_loading=True, metadata=_OPTIMIZER_METADATA)
+    check_files(points[-1])
     state = _load({"model": sharded, "optimizer": optimizer_state}, points[-1])
     _set_weights(chunks, state["model"])
     optimizer.load_state_dict(state["optimizer"])
@@ -101,8 +107,7 @@ def load_resume_point(chunks: Sequence[GPTModel], optimizer: MegatronOptimizer, 
 
 def _require_space(state: dict[str, Any], folder: Path) -> None:
     """Refuse to begin what cannot be finished: the writer's own complaint about a full disk says nothing of disks."""
-    tensors = [value for value in nested_values(state) if isinstance(value, ShardedTensor | ShardedTensorFactory)]
-    mine = [value.data for value in tensors if is_main_replica(value.replica_id)]
+    mine = [value.data for value in _sharded_values(state) if is_main_replica(value.replica_id)]
     local = sum(data.nbytes for data in mine if data is not None)
     sizes: list[int] = [0] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(sizes, local)
@@ -114,7 +119,17 @@ def _require_space(state: dict[str, Any], folder: Path) -> None:
         raise OSError(errno.ENOSPC, text, str(folder))
 
 
+def _sharded_values(state: dict[str, Any]) -> list[ShardedTensor | ShardedTensorFactory]:
+    return [value for value in nested_values(state) if isinstance(value, ShardedTensor | ShardedTensorFactory)]
+
+
+def _parts(state: dict[str, Any]) -> Parts:
+    """The parts of the state this rank has a share of; a factory, which makes several tensors, is without a shape."""
+    return {v.key: list(v.global_shape) if isinstance(v, ShardedTensor) else [] for v in _sharded_values(state)}
+
+
 def _load(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    check_parts(folder, _parts(state))
     loaded = dist_checkpointing.load(state, str(folder))
     assert isinstance(loaded, dict)
     return loaded
@@ -127,7 +142,10 @@ def _save(state: dict[str, Any], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     barrier()
+    parts = _parts(state)
     dist_checkpointing.save(state, str(temporary))
+    barrier()
+    write_manifest(temporary, parts)
     barrier()
     if is_main():
         shutil.rmtree(folder, ignore_errors=True)
