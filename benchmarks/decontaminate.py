@@ -18,6 +18,7 @@ from pathlib import Path
 
 from nemo_vibethinker.data.decontaminate import decontaminate, find_overlaps, read_evaluation_set
 from nemo_vibethinker.data.ngram_index import ngrams
+from nemo_vibethinker.data.readers import iterate_dataset
 from nemo_vibethinker.data.repetition import repetition_reason
 from nemo_vibethinker.data.row_files import Progress, read_rows, size_of
 
@@ -101,8 +102,8 @@ def compare(name: str, folder: Path, megabytes: float, repeats: int) -> None:
     found = timed("the command", size, lambda: command_path(train, evaluation), repeats)
     assert found == expected, f"plain Python removes {expected} rows, the command {found}"
     timed("  of this, reading rows", size, lambda: sum(1 for _ in read_rows([train], Progress(0))), repeats)
-    records = [row.records[0] for row in read_rows([train], Progress(0))]
-    held_out = [row.records[0] for row in read_rows(evaluation, Progress(0))]
+    records = [row.record for row in iterate_dataset(train) if row.record]
+    held_out = [row.record for path in evaluation for row in iterate_dataset(path) if row.record]
     timed("find_overlaps of records", size, lambda: len(find_overlaps(records, held_out)), repeats)
     timed("repetition_reason", size, lambda: sum(bool(repetition_reason(r.response)) for r in records), 1)
 

@@ -13,6 +13,7 @@ import pytest
 
 from nemo_vibethinker.data import decontaminate, ngram_index
 from nemo_vibethinker.data.decontaminate import NGramIndex, find_overlaps, ngrams, normalise, remove_overlaps
+from nemo_vibethinker.data.ngram_index import NGramSearch
 from nemo_vibethinker.data.records import Record
 
 
@@ -138,6 +139,17 @@ def test_finds_what_brute_force_finds(seed: int, colliding: bool, monkeypatch: p
         assert f" {gram} " in f" {overlap.shared_text} "
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_several_indexes_at_once_find_what_each_finds(seed: int) -> None:
+    rng = random.Random(seed)
+    n = rng.choice([1, 2, 3, 10])
+    train, sets = random_texts(rng, 150), [random_texts(rng, size) for size in (12, 0, 3)]
+    indexes = [NGramIndex(((text, str(i)) for i, text in enumerate(held_out)), n) for held_out in sets]
+    for matches, held_out in zip(NGramSearch(indexes).search(train), sets, strict=True):
+        expected = brute_force(train, held_out, n)
+        assert {match.text: (match.owner, match.ngram) for match in matches} == expected
+
+
 COMMAND = [sys.executable, "-m", "nemo_vibethinker.data.decontaminate"]
 
 
@@ -259,6 +271,17 @@ def test_parquet_and_folders_come_out_as_json_lines(tmp_path: Path) -> None:
     run("--train", folder, "--eval", evaluation, "--out", tmp_path / "k", "--report", tmp_path / "r")
     assert [(row["problem"], row["extra"]) for row in read(tmp_path / "k")] == [("one", 7), ("three", 7)]
     assert [(row["file"], row["line"]) for row in read(tmp_path / "r")] == [(str(folder / "a.parquet"), 2)]
+
+
+def test_files_of_a_folder_may_differ_in_their_columns(tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text(json.dumps({"problem": "other", "answer": "1"}) + "\n")
+    (folder / "b.jsonl").write_text(json.dumps({"question": words(0, 10), "answer": "#### 1"}) + "\n")
+    train = tmp_path / "t.jsonl"
+    train.write_text(json.dumps({"problem": words(0, 10), "answer": "1"}) + "\n")
+    run("--train", train, "--eval", folder, "--report", tmp_path / "r", code=1)
+    assert [row["reason"] for row in read(tmp_path / "r")] == ["overlap"]
 
 
 def test_repetition_is_dropped_on_request(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from nemo_vibethinker.data.readers import Dataset, read_dataset
-from nemo_vibethinker.data.readers.files import hub_rows, is_hub_name
+from nemo_vibethinker.data.readers.files import file_rows, hub_rows, is_hub_name
 from nemo_vibethinker.data.records import Record
 
 ROWS = [{"problem": f"What is {i}?", "answer": str(i), "solution": f"\\boxed{{{i}}}"} for i in range(600)]
@@ -45,6 +45,37 @@ def answers(path: Path | str) -> list[str]:
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     result = read_dataset(write(tmp_path / f"d.{suffix}"), kind="sft")
     assert [(record.id, record.answer) for record in result.records] == [(f"d:{i + 1}", str(i)) for i in range(600)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"a": 1}\n',
+        ' \t{"a": 1} \r\n',
+        '{"a": 1}',
+        '{"a": 1} {"a": 2}\n',
+        '{"a": 1}x\n',
+        '{"a": 1}\x0b\n',
+        '{"a": NaN, "b": 123456789012345678901234567890, "c": 1e400, "a": 2}\n',
+        '{"a": \n',
+        '{"a": }\n',
+        "[1]\n",
+        "x\n",
+        '\ufeff{"a": 1}\n',
+        '{"a": "\\ud83d\\ude00"}\n',
+    ],
+)
+def test_a_line_is_decoded_as_json_loads_does(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_bytes(b"{}\n" + line.encode())
+    _, (number, row, reason, source) = file_rows(path)
+    try:
+        expected = json.loads(line.encode().decode()), ""
+        if not isinstance(expected[0], dict):
+            expected = {}, "bad JSON: not an object"
+    except ValueError as error:
+        expected = {}, f"bad JSON: {error}"
+    assert (number, repr((row, reason)), source) == (2, repr(expected), line.encode())
 
 
 def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:
@@ -118,7 +149,7 @@ def test_the_datasets_library_streams_a_folder(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     write(tmp_path / "set" / "train.parquet")
     rows = list(hub_rows(str(tmp_path / "set")))
-    assert [(line, row["answer"], reason) for line, row, reason in rows] == [(i + 1, str(i), "") for i in range(600)]
+    assert [(line, row["answer"], reason) for line, row, reason, _ in rows] == [(i + 1, str(i), "") for i in range(600)]
     with pytest.raises(ValueError, match="cannot be loaded from the hub") as caught:
         list(hub_rows(f"{tmp_path / 'set'}::absent"))
     assert "\n" not in str(caught.value)

@@ -53,6 +53,31 @@ def test_real_files_are_recognised_and_read_completely(name: str, rows: int, kno
 
 
 @pytest.mark.parametrize(
+    "rows",
+    [
+        [{"question": "q", "answer": "a <<1+1=2>>2\n#### 2"}, {"question": " ", "answer": "#### 2"}],
+        [{"problem": "p", "solution": "so 2", "answer": 2}, {"problem": ["p"], "answer": "2"}, {"other": 1}],
+        [{"Problem": "p", "Answer": "2", "ID": "own"}, {"problem": "p", "answer": ["2"]}],
+        [{"messages": [USER]}, {"messages": [USER, USER]}, {"messages": "none"}],
+        [{"prompt": [USER], "reward_model": {"ground_truth": "2"}}, {"prompt": [], "reward_model": {}}],
+        [{"problem": "p", "generations": ["a", "b"]}, {"problem": "p", "generations": None}],
+        [{"id": "a", "domain": "math", "prompt": "p"}, {"id": "b", "domain": "math"}],
+        [{"text": "t", "code": "c", "test_list": ["assert f()"]}, {"text": "t", "code": "c", "test_list": 1}],
+    ],
+)
+def test_rows_read_for_their_texts_are_those_read_without_a_kind(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    path = write(tmp_path / "d.jsonl", *rows)
+    with open(path, "a") as file:
+        file.write("{torn\n")
+    given = [(row.line, row.id, row.columns, row.prompt, row.reason) for row in Dataset(path).source_rows()]
+    assert given == [
+        (row.line, row.id, row.raw, row.record.prompt if row.record else "", row.reason)
+        for row in Dataset(path).rows(None)
+    ]
+    assert len(given) == len(rows) + 1
+
+
+@pytest.mark.parametrize(
     "row",
     [
         {"problem": "1+1?", "answer": "2"},  # math-ai/aime25

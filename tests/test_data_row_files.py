@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_vibethinker.data.row_files import Progress, json_line, outputs, source_rows
+from nemo_vibethinker.data.readers import Dataset, json_line
+from nemo_vibethinker.data.row_files import Progress, outputs
 
 WRITE = """
 import resource, signal, sys
@@ -80,8 +81,8 @@ def _fail_while_writing(paths: list[Path]) -> None:
 def test_rows_stand_beside_their_lines(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'\n{"problem": "a", "answer": "1"}\r\n \n{bad}\n{"problem": "\xe2\x80\xa8", "answer": "2"}')
-    rows = list(source_rows(path))
-    assert [(row.line, row.source, bool(row.records)) for row in rows] == [
+    rows = list(Dataset(path).source_rows())
+    assert [(row.line, row.source, not row.reason) for row in rows] == [
         (2, b'{"problem": "a", "answer": "1"}\r\n', True),
         (4, b"{bad}\n", False),
         (5, b'{"problem": "\xe2\x80\xa8", "answer": "2"}\n', False),
@@ -98,7 +99,7 @@ def test_progress_says_rows_rate_and_time_left(
 ) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text('{"problem": "a", "answer": "1"}\n')
-    (row,) = source_rows(path)
+    (row,) = Dataset(path).source_rows()
     clock = iter(range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     progress = Progress(1024 * len(row.source))

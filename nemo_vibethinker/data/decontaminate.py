@@ -12,20 +12,20 @@ The comparison is complete: hashes only say where to look (`ngram_index.py`).
 """
 
 import argparse
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from nemo_vibethinker.data.ngram_index import Match, NGramIndex, hash_ngrams, ngrams
+from nemo_vibethinker.data.ngram_index import Match, NGramIndex, NGramSearch, ngrams
 from nemo_vibethinker.data.overlap_summary import Counts, EvaluationCounts, summary
+from nemo_vibethinker.data.readers import SourceRow, json_line
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.repetition import repetition_reason
 from nemo_vibethinker.data.row_files import (
     Progress,
-    SourceRow,
     check_paths,
-    json_line,
     outputs,
     read_rows,
     run_command,
@@ -57,17 +57,13 @@ def find_overlaps(train: Iterable[Record], held_out: Iterable[Record], n: int = 
     not kept, so it may be a stream.
     """
     index = NGramIndex(((record.prompt, record.id) for record in held_out), n)
-    overlaps = []
+    search, overlaps = NGramSearch([index]), []
     for block in _blocks(train, lambda record: len(record.prompt) + len(record.response)):
-        texts = [{record.prompt: "prompt"} | _response(record) for record in block]
-        for row, (name, match) in _first_matches(texts, [index])[0].items():
+        texts = [(record.prompt, record.response) for record in block]
+        for row, (text, match) in _first_matches(texts, search)[0].items():
             ids = {"train_id": block[row].id, "held_out_id": index.ids[match.owner]}
-            overlaps.append(Overlap(**ids, shared_text=match.passage, field=name))
+            overlaps.append(Overlap(**ids, shared_text=match.passage, field=("prompt", "response")[text]))
     return overlaps
-
-
-def _response(record: Record) -> dict[str, str]:
-    return {record.response: "response"} if record.response != record.prompt else {}
 
 
 def remove_overlaps(
@@ -91,20 +87,22 @@ def _blocks(items: Iterable[_T], size: Callable[[_T], int]) -> Iterator[list[_T]
         yield block
 
 
-_RowMatches = dict[int, tuple[str, Match]]  # number of a row -> the field with its first match, and the match
+_RowMatches = dict[int, tuple[int, Match]]  # number of a row -> which of its texts has its first match, and the match
 
 
-def _first_matches(rows: Sequence[dict[str, str]], indexes: Sequence[NGramIndex]) -> list[_RowMatches]:
-    """For each index, the rows that share an n-gram with it, in order; a row is its texts, each with its field."""
-    texts = [text for row in rows for text in row]
-    origins = [(number, field) for number, row in enumerate(rows) for field in row.values()]
-    grams = hash_ngrams(texts, indexes[0].n, indexes[0].ignore)
+def _first_matches(rows: Iterable[Iterable[str]], search: NGramSearch) -> list[_RowMatches]:
+    """For each index, the rows that share an n-gram with it, in order; a row is its texts."""
+    texts: list[str] = []
+    firsts: list[int] = []  # the number of each row's first text
+    for row in rows:
+        firsts.append(len(texts))
+        texts += row
     found: list[_RowMatches] = []
-    for index in indexes:
+    for matches in search.search(texts):
         first: _RowMatches = {}
-        for match in index.search(grams):
-            row, field = origins[match.text]
-            first.setdefault(row, (field, match))
+        for match in matches:
+            row = bisect_right(firsts, match.text) - 1
+            first.setdefault(row, (match.text - firsts[row], match))
         found.append(first)
     return found
 
@@ -128,14 +126,14 @@ def read_evaluation_set(path: Path, n: int, ignore: Sequence[str] = ()) -> Evalu
     """Read and index the prompts of an evaluation set.
 
     Raises:
-        ValueError: as of `iterate_dataset`, or no usable row: nothing would be protected.
+        ValueError: as of `source_rows`, or no usable row: nothing would be protected.
     """
     usable, unusable = [], []
     for row in source_rows(path):
-        (usable if row.records else unusable).append(row)
+        (unusable if row.reason else usable).append(row)
     if not usable:
         raise ValueError(f"evaluation set {path} has no usable row; line {unusable[0].line}: {unusable[0].reason}")
-    index = NGramIndex(((row.records[0].prompt, row.id) for row in usable), n, ignore)
+    index = NGramIndex(((row.prompt, row.id) for row in usable), n, ignore)
     return EvaluationSet(str(path), usable, index, unusable)
 
 
@@ -152,14 +150,14 @@ def decontaminate(
 
     Memory: the evaluation sets and one block of rows.
     """
-    counts = Counts()
+    counts, search = Counts(), NGramSearch([s.index for s in sets])
     for block in _blocks(rows, lambda row: len(row.source)):
-        texts = [_texts(row, prompt_only) for row in block]
-        found = _first_matches(texts, [s.index for s in sets])
+        texts = ((row.prompt,) if prompt_only else row.texts() for row in block)
+        found = _first_matches(texts, search)
         overlapping = set().union(*found)
         clean = []
         for number, row in enumerate(block):
-            if row.records and number not in overlapping and not drop_repetition:
+            if number not in overlapping and not row.reason and not drop_repetition:
                 clean.append(row.source)  # nearly all rows come here
                 continue
             overlaps = [(s, *f[number]) for s, f in zip(sets, found, strict=True) if number in f]
@@ -174,29 +172,26 @@ def decontaminate(
     return counts
 
 
-def _texts(row: SourceRow, prompt_only: bool) -> dict[str, str]:
-    return {record.prompt: "prompt" for record in row.records} if prompt_only else row.texts()
-
-
 def _reason(
-    row: SourceRow, overlaps: list[tuple[EvaluationSet, str, Match]], counts: Counts, traces: Iterable[str]
+    row: SourceRow, overlaps: list[tuple[EvaluationSet, int, Match]], counts: Counts, traces: Iterable[str]
 ) -> dict[str, Any]:
     """Why the row is removed, for the report; empty if it is kept. Repetition is looked for in `traces`."""
-    if not row.records:
+    if row.reason:
         counts.unusable += 1
         return {"reason": "unusable", "detail": row.reason}
     if overlaps:
         counts.add_shared({match.passage for _, _, match in overlaps}, overlaps[0][0].index.n)
         counts.half_shared += any(match.share >= 0.5 for _, _, match in overlaps)
         counts.of_set.update(evaluation.name for evaluation, _, _ in overlaps)
-        return {"reason": "overlap", "overlaps": [_overlap(*overlap) for overlap in overlaps]}
+        return {"reason": "overlap", "overlaps": [_overlap(row, *overlap) for overlap in overlaps]}
     if detail := next(filter(None, map(repetition_reason, traces)), ""):
         counts.repetitive += 1
         return {"reason": "repetition", "detail": detail}
     return {}
 
 
-def _overlap(evaluation: EvaluationSet, field: str, match: Match) -> dict[str, Any]:
+def _overlap(row: SourceRow, evaluation: EvaluationSet, text: int, match: Match) -> dict[str, Any]:
+    field = list(row.texts().values())[text]  # with the prompt alone too: it comes first
     place = {f"evaluation_{key}": value for key, value in evaluation.rows[match.owner].place.items()}
     return place | {"field": field, "shared_text": match.passage, "evaluation_share": round(match.share, 3)}
 

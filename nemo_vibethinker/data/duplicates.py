@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_vibethinker.data.readers import SourceRow, json_line
 from nemo_vibethinker.data.row_files import (
     Progress,
-    SourceRow,
     check_paths,
-    json_line,
     outputs,
     read_rows,
     run_command,
@@ -157,7 +156,7 @@ def _repeated(bands: NDArray[np.uint64]) -> NDArray[np.bool_]:
 def _text(row: SourceRow, field: str) -> str:
     """The prompt, or all texts of the row but those of one word, such as identities."""
     if field == "prompt":
-        return row.records[0].prompt
+        return row.prompt
     return "\n".join(text for text in row.texts() if " " in text or len(text) > _ONE_WORD)
 
 
@@ -167,7 +166,7 @@ def _find(
     """The report's rows, and the numbers (from 1, over all files) of the rows that are duplicates or unusable."""
     finder, places, block, unusable, size = DuplicateFinder(threshold), [], [], [], 0
     for number, row in enumerate(read_rows(paths, progress), start=1):
-        if not row.records:
+        if row.reason:
             unusable.append((number, row.place | {"reason": "unusable", "detail": row.reason}))
             continue
         places.append((number, row.file, row.line, row.id))

@@ -75,7 +75,7 @@ class Match:
 class NGramIndex:
     """The n-grams of a set of texts, each remembering the first text that holds it.
 
-    Memory: about 60 bytes a word, and a filter of 64 to 128 bytes a word.
+    Memory: about 60 bytes a word.
     """
 
     def __init__(self, texts_with_ids: Iterable[tuple[str, str]], n: int = 10, ignore: Sequence[str] = ()) -> None:
@@ -90,11 +90,7 @@ class NGramIndex:
         self.n, self.ignore, self.ids = n, tuple(ignore), [owner for _, owner in pairs]
         self._grams = hash_ngrams([text for text, _ in pairs], n, self.ignore)
         self._order = np.argsort(self._grams.hashes, kind="stable")
-        self._sorted = self._grams.hashes[self._order]
-        bits = max(10, int(len(self._sorted) * _FILTER_CELLS_PER_NGRAM - 1).bit_length())
-        self._shift = np.uint64(64 - bits)
-        self._filter = np.zeros(1 << bits, dtype=bool)
-        self._filter[self._sorted >> self._shift] = True
+        self.hashes = self._grams.hashes[self._order]  # ascending
 
     @property
     def text_sizes(self) -> list[int]:
@@ -103,17 +99,20 @@ class NGramIndex:
 
     def first_overlap(self, text: str) -> tuple[str, str] | None:
         """(id of the indexed text, shared n-gram) for the first shared n-gram of `text`, or None."""
-        found = self.search(hash_ngrams([text], self.n, self.ignore))
+        grams = hash_ngrams([text], self.n, self.ignore)
+        found = self.search(grams, np.arange(len(grams.hashes)))
         return (self.ids[found[0].owner], found[0].ngram) if found else None
 
-    def search(self, grams: NGrams) -> list[Match]:
+    def search(self, grams: NGrams, candidates: NDArray[np.intp]) -> list[Match]:
         """The first shared n-gram of every text of `grams` that has one, in order of the texts.
 
-        `grams` is `hash_ngrams(texts, index.n, index.ignore)`; one such value serves several indexes.
+        `grams` is `hash_ngrams(texts, index.n, index.ignore)`; only the n-grams of the numbers `candidates` (ascending)
+        are looked at.
         """
-        hits = np.flatnonzero(self._filter[grams.hashes >> self._shift])
-        places = np.searchsorted(self._sorted, grams.hashes[hits])
-        real = self._sorted[np.minimum(places, len(self._sorted) - 1)] == grams.hashes[hits] if len(hits) else []
+        places = np.searchsorted(self.hashes, grams.hashes[candidates])
+        inside = places < len(self.hashes)
+        hits, places = candidates[inside], places[inside]
+        real = self.hashes[places] == grams.hashes[hits]
         hits, places = hits[real], places[real]
         found: dict[int, Match] = {}
         for text, gram, place in zip(grams.text_of(hits).tolist(), hits.tolist(), places.tolist(), strict=True):
@@ -124,7 +123,7 @@ class NGramIndex:
     def _match(self, grams: NGrams, text: int, gram: int, place: int) -> Match | None:
         """Compare with each indexed n-gram of the same hash, word by word."""
         ngram, own = grams.words.join(grams.first[gram], grams.last[gram]), self._grams
-        while place < len(self._sorted) and self._sorted[place] == grams.hashes[gram]:
+        while place < len(self.hashes) and self.hashes[place] == grams.hashes[gram]:
             other = int(self._order[place])
             if own.words.join(own.first[other], own.last[other]) == ngram:
                 owner = int(own.text_of(np.array([other]))[0])
@@ -133,6 +132,29 @@ class NGramIndex:
                 return Match(text=text, owner=owner, ngram=ngram, passage=passage, share=share)
             place += 1
         return None
+
+
+class NGramSearch:
+    """Searches texts for the n-grams of several indexes (at least one, all of one n and ignored texts) in one pass.
+
+    Memory: a filter of 64 to 128 bytes for each indexed word.
+    """
+
+    def __init__(self, indexes: Sequence[NGramIndex]) -> None:
+        """Make the filter: which hashes, by their first bits, none of the indexes holds."""
+        assert len({(index.n, index.ignore) for index in indexes}) == 1, "indexes of different n-grams"
+        self._indexes = indexes
+        hashes = np.concatenate([index.hashes for index in indexes])
+        bits = max(10, int(len(hashes) * _FILTER_CELLS_PER_NGRAM - 1).bit_length())
+        self._shift = np.uint64(64 - bits)
+        self._filter = np.zeros(1 << bits, dtype=bool)
+        self._filter[hashes >> self._shift] = True
+
+    def search(self, texts: Sequence[str]) -> list[list[Match]]:
+        """For each index, the first shared n-gram of every text that has one, in order of the texts."""
+        grams = hash_ngrams(texts, self._indexes[0].n, self._indexes[0].ignore)
+        candidates = np.flatnonzero(self._filter.take((grams.hashes >> self._shift).view(np.int64)))
+        return [index.search(grams, candidates) for index in self._indexes]
 
 
 def _shared_passage(a: NGrams, gram_a: int, b: NGrams, gram_b: int) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LAYOUT = re.compile(
-    r"\\(?:q?quad|left|right|[bB]igg?[lr]?|middle|displaystyle|textstyle|(?:no)?limits"
-    r"|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|[mh]box)(?![A-Za-z])"
+    rb"\\(?:q?quad|left|right|[bB]igg?[lr]?|middle|displaystyle|textstyle|(?:no)?limits"
+    rb"|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|[mh]box)(?![A-Za-z])"
 )
 _ASCII = bytes(ord(chr(c).lower()) if chr(c).isalnum() else 32 for c in range(128)) + bytes(range(128, 256))
 _UNSPACED = (
@@ -62,9 +62,10 @@ _FOLDS = _Folds()
 
 
 def _utf8(text: str) -> bytes:
-    if "\\" in text:
-        text = _LAYOUT.sub(" ", text).replace("\\dfrac", "\\frac").replace("\\tfrac", "\\frac")
-    return text.encode("utf-8", "surrogatepass")
+    data = text.encode() if text.isascii() else text.encode("utf-8", "surrogatepass")
+    if b"\\" in data:
+        data = _LAYOUT.sub(b" ", data).replace(b"\\dfrac", b"\\frac").replace(b"\\tfrac", b"\\frac")
+    return data
 
 
 def _fold(data: bytes) -> bytes:

@@ -13,6 +13,7 @@ from nemo_vibethinker.data.readers.dataset import (
     read_dataset,
 )
 from nemo_vibethinker.data.readers.fields import MATH_SUBJECT_DOMAINS, Kind
+from nemo_vibethinker.data.readers.source_row import SourceRow, json_line
 
 __all__ = [
     "MATH_SUBJECT_DOMAINS",
@@ -21,6 +22,8 @@ __all__ = [
     "Kind",
     "ReadResult",
     "Row",
+    "SourceRow",
     "iterate_dataset",
+    "json_line",
     "read_dataset",
 ]

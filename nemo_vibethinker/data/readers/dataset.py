@@ -3,18 +3,20 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nemo_vibethinker.data.readers.fields import Fields, Format, Kind
 from nemo_vibethinker.data.readers.files import SUFFIXES, RawRow, data_files, file_rows, hub_rows, is_hub_name
 from nemo_vibethinker.data.readers.formats import sniff
+from nemo_vibethinker.data.readers.source_row import SourceRow, json_line
 from nemo_vibethinker.data.records import Record
 
 _ID_COLUMNS = ("id", "unique_id", "task_id", "uuid", "problem_id")
+_ID_NAMES = frozenset(_ID_COLUMNS)
+_NO_PROMPT = "empty question"
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row of a dataset: its line (from 1), its columns, and its record, or None and the reason why it has none.
 
     `raw` is empty for a line that could not be decoded. `line` counts within its file, or within the split of a hub
@@ -65,37 +67,58 @@ class Dataset:
 
         The first row that is a JSON object tells the format.
         """
-        known: Format | None = None
         seen: set[int] = set()  # hashes of ids, far smaller than the ids; empty where the rows have none of their own
-        empty, capitals = True, False
-        for stem, (line, raw, reason) in self._raw_rows():
-            empty = False
-            if reason:
+        for known, place, (line, raw, reason, _), columns in self._rows():
+            if known is None or reason:
                 yield Row(line, raw, None, reason)
                 continue
-            if known is None:
-                capitals = any(column != column.lower() for column in raw)
-                known = self._sniff(_lower(raw) if capitals else raw)
-            columns = _lower(raw) if capitals else raw
-            named = f"{stem}:{line}"
+            named = f"{place[1]}:{line}"
             for row in _read(known, line, raw, columns, named, kind):
                 if row.record and row.id != named:
                     if hash(row.id) in seen:
                         row = Row(line, raw, None, "an earlier row has the same id", row.id)
                     seen.add(hash(row.id))
                 yield row
-        if empty:
+
+    def source_rows(self) -> Iterator[SourceRow]:
+        """The rows of `rows(None)` with their lines and texts in the place of records; ValueError as there."""
+        for known, (file, stem), (line, raw, reason, source), columns in self._rows():
+            identity = prompt = response = ""
+            if known and not reason:
+                identity = _own_id(columns) or f"{stem}:{line}"
+                try:
+                    (fields,) = known.read(columns, None)
+                    prompt, response = fields["prompt"], fields.get("response", "")
+                    reason = "" if prompt else _NO_PROMPT
+                except ValueError as error:
+                    reason = str(error)
+            if not source.endswith(b"\n"):
+                source = source + b"\n" if source else json_line(raw)
+            yield SourceRow(file, line, identity, source, raw, prompt, response, reason)
+
+    def _rows(self) -> Iterator[tuple[Format | None, tuple[str, str], RawRow, dict[str, Any]]]:
+        """(the format, None before the first object; file and stem of ids; the row; its columns in lower case)."""
+        known: Format | None = None
+        capitals, raw_row = False, None
+        for place, rows in self._raw_rows():
+            for raw_row in rows:
+                columns = raw_row[1]
+                if known is None and not raw_row[2]:
+                    capitals = any(column != column.lower() for column in columns)
+                    known = self._sniff(_lower(columns) if capitals else columns)
+                yield known, place, raw_row, _lower(columns) if capitals else columns
+        if raw_row is None:
             raise ValueError(f"dataset {self.name} is empty")
 
-    def _raw_rows(self) -> Iterator[tuple[str, RawRow]]:
+    def _raw_rows(self) -> Iterator[tuple[tuple[str, str], Iterator[RawRow]]]:
+        """For each file its path and what ids made of a row's place begin with, and its rows."""
         if not self.files:
-            stem = self.name.partition(":")[0].rpartition("/")[2]
-            yield from ((stem, row) for row in hub_rows(self.name))
+            yield (self.name, self.name.partition(":")[0].rpartition("/")[2]), hub_rows(self.name)
         for file in self.files:
             stem = file.name if file == self._root else file.relative_to(self._root).as_posix()
             for suffix in SUFFIXES:
                 stem = stem.removesuffix(suffix)
-            yield from ((stem, row) for row in file_rows(file))
+            yield (str(file), stem), file_rows(file)
 
     def _sniff(self, columns: dict[str, Any]) -> Format:
         try:
@@ -111,6 +134,8 @@ def _lower(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own_id(columns: dict[str, Any]) -> str:
+    if _ID_NAMES.isdisjoint(columns):
+        return ""
     for column in _ID_COLUMNS:
         value = columns.get(column)
         if isinstance(value, str | int) and (text := str(value).strip()):
@@ -137,7 +162,7 @@ def _record(fields: Fields, columns: dict[str, Any], identity: str, name: str, k
     fields.setdefault("source", source.strip() if isinstance(source, str) and source.strip() else name)
     record = Record(**fields)
     if not record.prompt:
-        raise ValueError("empty question")
+        raise ValueError(_NO_PROMPT)
     if kind == "sft" and not record.response:
         raise ValueError("no solution")
     if kind == "rl" and record.domain == "code" and not record.tests:

@@ -44,12 +44,13 @@ def text(row: dict[str, Any], *columns: str) -> str:
     """
     for column in columns:
         value = row.get(column)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = str(value)
-        if value is not None and not isinstance(value, str):
+        if isinstance(value, str):
+            if stripped := value.strip():
+                return stripped
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+        elif value is not None:
             raise ValueError(f"column {column} is not text")
-        if value and (stripped := value.strip()):
-            return stripped
     return ""
 
 

@@ -20,17 +20,18 @@ def _gsm8k(row: dict[str, Any], kind: Kind | None) -> list[Fields]:
         raise ValueError("no answer: no '#### N' line")
     if "<<" in solution:
         solution = _CALCULATOR_MARK.sub("", solution)
-    solution = solution.strip()
-    response = f"{solution}\n\\boxed{{{answer}}}" if solution else ""
+    response = solution.strip()
+    if response and kind:
+        response = f"{response}\n\\boxed{{{answer}}}"
     return [{"domain": "math", "prompt": text(row, "question"), "response": response, "answer": answer}]
 
 
 def _math(row: dict[str, Any], kind: Kind | None) -> list[Fields]:
     solution = text(row, "solution")
     answer = _final_answer(text(row, "answer", "final_answer") or last_boxed(solution) or "", kind)
-    if solution and answer and not _BRACED_BOX.search(solution):  # graders read neither \fbox nor "\boxed 5"
+    if kind and solution and answer and not _BRACED_BOX.search(solution):  # graders read neither \fbox nor "\boxed 5"
         solution = f"{solution}\n\\boxed{{{answer}}}"
-    level = _NUMBER.search(str(row.get("level", "")))
+    level = _NUMBER.search(str(row["level"])) if "level" in row else None
     return [
         {
             "domain": _domain(row, "subject", "type", "problem_type"),
@@ -57,8 +58,10 @@ def _final_answer(answer: str, kind: Kind | None) -> str:
 
 
 def _domain(row: dict[str, Any], *columns: str) -> str:
-    given = (str(row.get(column)) for column in columns)
-    return next((MATH_SUBJECT_DOMAINS[name] for name in given if name in MATH_SUBJECT_DOMAINS), "math")
+    for column in columns:
+        if column in row and (domain := MATH_SUBJECT_DOMAINS.get(str(row[column]))):
+            return domain
+    return "math"
 
 
 def _openr1(row: dict[str, Any], kind: Kind | None) -> list[Fields]:
