@@ -273,6 +273,16 @@ def test_parquet_and_folders_come_out_as_json_lines(tmp_path: Path) -> None:
     assert [(row["file"], row["line"]) for row in read(tmp_path / "r")] == [(str(folder / "a.parquet"), 2)]
 
 
+def test_rows_that_share_an_id_are_all_compared(tmp_path: Path) -> None:
+    train, evaluation = tmp_path / "t.jsonl", tmp_path / "e.jsonl"
+    leaks = [words(0, 10), words(20, 30)]
+    evaluation.write_text("".join(json.dumps({"id": 1, "problem": leak, "answer": "1"}) + "\n" for leak in leaks))
+    rows = [{"id": "p", "problem": "p", "answer": "1", "solution": text} for text in ("fine", leaks[1], "fine too")]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("--train", train, "--eval", evaluation, "--out", tmp_path / "k", "--report", tmp_path / "r")
+    assert "3 read, 2 kept, 1 removed for an overlap, 0 for repetition, 0 unusable" in done.stdout
+
+
 def test_files_of_a_folder_may_differ_in_their_columns(tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()

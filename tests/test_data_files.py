@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nemo_vibethinker.data.readers import Dataset, read_dataset
+from nemo_vibethinker.data.readers import Dataset, iterate_dataset, read_dataset
 from nemo_vibethinker.data.readers.files import file_rows, hub_rows, is_hub_name
 from nemo_vibethinker.data.records import Record
 
@@ -76,6 +76,15 @@ def test_a_line_is_decoded_as_json_loads_does(tmp_path: Path, line: str) -> None
     except ValueError as error:
         expected = {}, f"bad JSON: {error}"
     assert (number, repr((row, reason)), source) == (2, repr(expected), line.encode())
+
+
+def test_a_repeated_id_drops_a_row_only_where_there_is_a_kind(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    rows = [{"problem": f"What is {i}?", "answer": "1", "solution": "\\boxed{1}", "id": "same"} for i in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for kind, usable in ((None, 3), ("sft", 1), ("rl", 1)):
+        assert sum(row.record is not None for row in iterate_dataset(path, kind=kind)) == usable
+    assert [row.prompt for row in Dataset(path).source_rows()] == [row["problem"] for row in rows]
 
 
 def test_a_folder_is_read_file_by_file(tmp_path: Path) -> None:

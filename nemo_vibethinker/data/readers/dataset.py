@@ -65,7 +65,8 @@ class Dataset:
     def rows(self, kind: Kind | None) -> Iterator[Row]:
         """Rows in file order; ValueError for an empty dataset or one of no known format.
 
-        The first row that is a JSON object tells the format.
+        The first row that is a JSON object tells the format. With a kind, a row whose id (unless made of its place)
+        an earlier one has is dropped; without one it stays, as its prompt is wanted all the same.
         """
         seen: set[int] = set()  # hashes of ids, far smaller than the ids; empty where the rows have none of their own
         for known, place, (line, raw, reason, _), columns in self._rows():
@@ -74,7 +75,7 @@ class Dataset:
                 continue
             named = f"{place[1]}:{line}"
             for row in _read(known, line, raw, columns, named, kind):
-                if row.record and row.id != named:
+                if kind and row.record and row.id != named:
                     if hash(row.id) in seen:
                         row = Row(line, raw, None, "an earlier row has the same id", row.id)
                     seen.add(hash(row.id))
