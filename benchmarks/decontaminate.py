@@ -20,7 +20,8 @@ from nemo_vibethinker.data.decontaminate import decontaminate, find_overlaps, re
 from nemo_vibethinker.data.ngram_index import ngrams
 from nemo_vibethinker.data.readers import iterate_dataset
 from nemo_vibethinker.data.repetition import repetition_reason
-from nemo_vibethinker.data.row_files import Progress, read_rows, size_of
+from nemo_vibethinker.data.row_files import read_rows, size_of
+from nemo_vibethinker.progress import Progress
 
 EVALUATION_SIZES = {"aime": 30, "math500": 500, "gsm8k-test": 1319}
 SHAPES = {"short rows": (45, 50), "long rows": (60, 11000)}  # words of a prompt and of a solution
@@ -77,7 +78,7 @@ def _rows(path: Path) -> Iterator[dict[str, str]]:
 def command_path(train: Path, evaluation: list[Path]) -> int:
     """What the command does, from file to kept lines."""
     sets = [read_evaluation_set(path, 10) for path in evaluation]
-    return decontaminate(read_rows([train], Progress(0)), sets, io.BytesIO(), io.BytesIO()).overlapping
+    return decontaminate(read_rows([train], Progress("reading")), sets, io.BytesIO(), io.BytesIO()).overlapping
 
 
 def timed(name: str, megabytes: float, work: Callable[[], int], repeats: int) -> int:
@@ -101,7 +102,7 @@ def compare(name: str, folder: Path, megabytes: float, repeats: int) -> None:
     expected = timed("plain Python", size, lambda: plain_python(train, evaluation), 1)
     found = timed("the command", size, lambda: command_path(train, evaluation), repeats)
     assert found == expected, f"plain Python removes {expected} rows, the command {found}"
-    timed("  of this, reading rows", size, lambda: sum(1 for _ in read_rows([train], Progress(0))), repeats)
+    timed("  of this, reading rows", size, lambda: sum(1 for _ in read_rows([train], Progress("reading"))), repeats)
     records = [row.record for row in iterate_dataset(train) if row.record]
     held_out = [row.record for path in evaluation for row in iterate_dataset(path) if row.record]
     timed("find_overlaps of records", size, lambda: len(find_overlaps(records, held_out)), repeats)

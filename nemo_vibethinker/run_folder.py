@@ -14,45 +14,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import nemo_vibethinker
+from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import Config, flatten, load_config, to_yaml
 
 LOCK_VARIABLE = "NVT_RUN_LOCK"  # set by a launcher that holds the lock of this run folder for its workers
-
-
-def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file at `path`: a reader sees the old content or the new one, also after a power cut."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def atomic_write_text(path: Path, content: str) -> None:
-    """`atomic_write_bytes` of UTF-8 text."""
-    atomic_write_bytes(path, content.encode())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:

@@ -8,24 +8,27 @@ from pathlib import Path
 
 import pytest
 
+from nemo_vibethinker.atomic_files import atomic_files
 from nemo_vibethinker.data.readers import Dataset, json_line
-from nemo_vibethinker.data.row_files import Progress, outputs
+from nemo_vibethinker.progress import Progress
 
 WRITE = """
 import resource, signal, sys
 from pathlib import Path
-from nemo_vibethinker.data.row_files import outputs, run_command
+from nemo_vibethinker.atomic_files import atomic_files
+from nemo_vibethinker.command import run_command
 import argparse
 
 def command(arguments):
-    with outputs([Path(sys.argv[1]), Path(sys.argv[2])]) as (first, second):
+    with atomic_files([Path(sys.argv[1]), Path(sys.argv[2])]) as (first, second):
         first.write(b"x" * 1000)
         print("writing", flush=True)
         while True:
             second.write(b"y" * 100)
 parser = argparse.ArgumentParser(prog="tool")
 parser.add_argument("paths", nargs="*")
-run_command(command, parser)
+arguments = parser.parse_args()
+sys.exit(run_command(parser.prog, lambda: command(arguments)))
 """
 
 
@@ -59,9 +62,9 @@ def test_a_stopped_command_leaves_nothing(number: int, code: int, tmp_path: Path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_outputs_appear_together(tmp_path: Path) -> None:
+def test_files_appear_together(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
-    with outputs([first, second]) as files:
+    with atomic_files([first, second]) as files:
         for file in files:
             file.write(b"x")
         assert not first.exists()
@@ -73,7 +76,7 @@ def test_outputs_appear_together(tmp_path: Path) -> None:
 
 
 def _fail_while_writing(paths: list[Path]) -> None:
-    with outputs(paths) as files:
+    with atomic_files(paths) as files:
         files[0].write(b"y")
         raise RuntimeError
 
@@ -95,17 +98,21 @@ def test_half_a_surrogate_pair_stays_an_escape() -> None:
 
 
 def test_progress_says_rows_rate_and_time_left(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = tmp_path / "d.jsonl"
-    path.write_text('{"problem": "a", "answer": "1"}\n')
-    (row,) = Dataset(path).source_rows()
-    clock = iter(range(1000))
+    clock = iter(number / 10 for number in range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    progress = Progress(1024 * len(row.source))
-    for _ in range(512):
-        progress.advance(row)
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("256 rows, ")
-    assert lines[0].endswith(" s left")
+    monkeypatch.setattr(Progress, "_printed", -1.0)
+    progress = Progress("reading", total_bytes=40_000_000)
+    for _ in range(25):
+        progress.advance(2, 1_000_000)
+    for _ in range(10):
+        Progress("labels", 40, unit="problems").advance(note="$1")
+    assert capsys.readouterr().err.splitlines() == [
+        "reading: 20 rows | 20.0 rows/s | 10.0 MB/s | eta 3s",
+        "reading: 40 rows | 20.0 rows/s | 10.0 MB/s | eta 2s",
+    ]
+    progress = Progress("labels", 40, unit="problems")
+    for _ in range(10):
+        progress.advance(note="$1")
+    assert capsys.readouterr().err == "labels: 10/40 problems | 10.0 problems/s | eta 3s | $1\n"

@@ -248,7 +248,8 @@ import sys, time
 from pathlib import Path
 from nemo_vibethinker import pipeline
 from nemo_vibethinker.pipeline import StageResult
-from nemo_vibethinker.run_folder import Artefact, RunFolder, atomic_write_text
+from nemo_vibethinker.atomic_files import atomic_write_text
+from nemo_vibethinker.run_folder import Artefact, RunFolder
 
 def prepare(config, inputs, folder, context):
     (folder / "data").write_text("abc")

@@ -59,7 +59,7 @@ def test_bad_input_is_one_line(
     (tmp_path / "other.jsonl").write_text('{"text": "t", "label": 1}\n')
     assert main([word.replace("{tmp}", str(tmp_path)) for word in arguments]) == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: ")
+    assert err.startswith("python -m nemo_vibethinker.data.readers: ")
     assert message in err
     assert err.count("\n") == 1
 

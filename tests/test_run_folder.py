@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import ClusterConfig, Config, RunConfig, flatten, load_config, to_yaml
 from nemo_vibethinker.run_folder import (
     Artefact,
     Manifest,
     RunFolder,
     append_json_line,
-    atomic_write_text,
     config_hash,
     hash_path,
     open_run,
@@ -70,7 +70,7 @@ def test_write_that_fails_half_way_keeps_the_old_file(tmp_path: Path) -> None:
     code = """
 import resource, sys
 from pathlib import Path
-from nemo_vibethinker.run_folder import atomic_write_text
+from nemo_vibethinker.atomic_files import atomic_write_text
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 atomic_write_text(Path(sys.argv[1]), "x" * 5000)
 """

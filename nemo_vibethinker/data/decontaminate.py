@@ -12,27 +12,23 @@ The comparison is complete: hashes only say where to look (`ngram_index.py`).
 """
 
 import argparse
+import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from nemo_vibethinker.atomic_files import atomic_files
+from nemo_vibethinker.command import run_command
 from nemo_vibethinker.data.ngram_index import Match, NGramIndex, NGramSearch, ngrams
 from nemo_vibethinker.data.overlap_summary import Counts, EvaluationCounts, summary
 from nemo_vibethinker.data.readers import SourceRow, json_line
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.repetition import repetition_reason
-from nemo_vibethinker.data.row_files import (
-    Progress,
-    check_paths,
-    outputs,
-    read_rows,
-    run_command,
-    size_of,
-    source_rows,
-)
+from nemo_vibethinker.data.row_files import check_paths, read_rows, size_of, source_rows
 from nemo_vibethinker.data.words import normalise
+from nemo_vibethinker.progress import Progress
 
 __all__ = ["NGramIndex", "Overlap", "find_overlaps", "ngrams", "normalise", "remove_overlaps"]
 
@@ -200,9 +196,9 @@ def _command(arguments: argparse.Namespace) -> int:
     train, evaluation = arguments.train, arguments.eval
     check_paths({"--train": train, "--eval": evaluation}, {"--out": arguments.out, "--report": arguments.report})
     sets = [read_evaluation_set(path, arguments.n, arguments.ignore) for path in evaluation]
-    progress = Progress(size_of(train))
+    progress = Progress("training data", total_bytes=size_of(train))
     wanted = [arguments.report, *([arguments.out] if arguments.out else [])]
-    with outputs(wanted) as files:
+    with atomic_files(wanted) as files:
         for row in (row for s in sets for row in s.unusable):
             files[0].write(json_line(row.place | {"reason": "unusable evaluation row", "detail": row.reason}))
         counts = decontaminate(
@@ -245,4 +241,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(_command, _parser())
+    parser = _parser()
+    arguments = parser.parse_args()
+    sys.exit(run_command(parser.prog, lambda: _command(arguments)))

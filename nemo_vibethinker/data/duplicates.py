@@ -7,6 +7,7 @@ just at the threshold is missed with a probability under 1e-4, a closer pair wit
 """
 
 import argparse
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,16 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nemo_vibethinker.atomic_files import atomic_files
+from nemo_vibethinker.command import run_command
 from nemo_vibethinker.data.readers import SourceRow, json_line
-from nemo_vibethinker.data.row_files import (
-    Progress,
-    check_paths,
-    outputs,
-    read_rows,
-    run_command,
-    size_of,
-)
+from nemo_vibethinker.data.row_files import check_paths, read_rows, size_of
 from nemo_vibethinker.data.words import PassageHashes, normalised_bytes, passages, split_words, word_hashes
+from nemo_vibethinker.progress import Progress
 
 SHINGLE = 5  # words
 THRESHOLD = 0.8
@@ -192,14 +189,14 @@ def _report(duplicate: Duplicate, places: Sequence[tuple[int, str, int, str]]) -
 def _command(arguments: argparse.Namespace) -> int:
     paths = arguments.data
     check_paths({"--data": paths}, {"--out": arguments.out, "--report": arguments.report})
-    progress = Progress(size_of(paths))
+    progress = Progress("reading", total_bytes=size_of(paths))
     wanted = [arguments.report, *([arguments.out] if arguments.out else [])]
-    with outputs(wanted) as files:
+    with atomic_files(wanted) as files:
         lines, removed = _find(paths, arguments.field, arguments.threshold, progress)
         files[0].writelines(map(json_line, lines))
-        read, rate = progress.rows, progress.rate
+        read, rate = progress.done, progress.rate
         if arguments.out:
-            rows = enumerate(read_rows(paths, Progress(size_of(paths))), start=1)
+            rows = enumerate(read_rows(paths, Progress("writing", total_bytes=size_of(paths))), start=1)
             files[1].writelines(row.source for number, row in rows if number not in removed)
     reasons = Counter(line["reason"] for line in lines)
     print(
@@ -235,4 +232,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(_command, _parser())
+    parser = _parser()
+    arguments = parser.parse_args()
+    sys.exit(run_command(parser.prog, lambda: _command(arguments)))

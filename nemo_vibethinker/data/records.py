@@ -1,13 +1,12 @@
 """The one record type every dataset is read into, and its JSON-lines form."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from nemo_vibethinker.atomic_files import atomic_files
 from nemo_vibethinker.data.code_tests import Test, parse_tests
 
 MATH_DOMAINS = ("algebra", "geometry", "calculus", "statistics")
@@ -101,23 +100,14 @@ def record_to_json(record: Record) -> str:
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> int:
     """Write one JSON object per line, as the records come; returns their number.
 
-    The file appears complete or not at all (temporary file, fsync, rename).
+    The file appears complete or not at all (`atomic_files`).
     """
     path, count = Path(path), 0
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            for record in records:
-                file.write(record_to_json(record) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with atomic_files([path]) as (file,):
+        for record in records:
+            file.write(record_to_json(record).encode() + b"\n")
+            count += 1
     return count
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from nemo_vibethinker.config import CODE_DOMAIN, Config
 from nemo_vibethinker.data.funnel import Funnel
-from nemo_vibethinker.data.progress import Progress
 from nemo_vibethinker.data.readers import Dataset, Kind
 from nemo_vibethinker.data.record_files import RecordFile, Selection
 from nemo_vibethinker.data.records import DOMAINS, Record
 from nemo_vibethinker.data.world.generate import WorldSizes, generate_world
+from nemo_vibethinker.progress import Progress
 
 TRAINING_SETS = ("sft", "rl_math", "rl_code")
 HELD_OUT_SETS = ("probe", "evaluation")
@@ -78,8 +78,8 @@ def _usable(dataset: Dataset, prefix: str, kind: Kind, funnel: Funnel, name: str
     """The records of a dataset, `prefix` before their ids; ValueError, at the end, if there was none."""
     progress = Progress(f"reading {dataset.name}")
     usable, first = 0, ""
-    for number, row in enumerate(dataset.rows(kind), start=1):
-        progress.show(number)
+    for row in dataset.rows(kind):
+        progress.advance()
         if row.record:
             usable += 1
             yield replace(row.record, id=prefix + row.id) if prefix else row.record

@@ -15,7 +15,7 @@ from typing import IO, Any, overload
 
 import numpy as np
 
-from nemo_vibethinker.run_folder import atomic_write_text
+from nemo_vibethinker.atomic_files import atomic_write_text
 
 Example = tuple[list[int], int]  # token ids of prompt and response, prompt length
 

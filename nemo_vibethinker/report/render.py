@@ -7,9 +7,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.report import charts, model_views, run_views
 from nemo_vibethinker.report.gather import RunData, gather
-from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.spectrum.selection import select_specialists
 
 _TEMPLATE = Path(__file__).with_name("template.html")

@@ -2,10 +2,13 @@
 
 import argparse
 import json
-import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from nemo_vibethinker.atomic_files import atomic_files
+from nemo_vibethinker.command import run_command
 from nemo_vibethinker.reward.verdict import Verdict
 
 Case = dict[str, Any]
@@ -38,13 +41,11 @@ def _case(where: str, line: str, check: Callable[[Case], str]) -> Case:
 
 def write_verdicts(path: str, cases: Iterable[Case], verdicts: Iterable[Verdict]) -> None:
     """One JSON object a case: id, verdict, reason; complete or not there. Raises ValueError if it can't be written."""
-    partial = f"{path}.{os.getpid()}.part"
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with atomic_files([Path(path)]) as (file,):
             for case, verdict in zip(cases, verdicts, strict=True):
                 row = {"id": case["id"], "verdict": verdict.kind, "reason": verdict.reason}
-                file.write(json.dumps(row) + "\n")
-        os.replace(partial, path)
+                file.write(json.dumps(row).encode() + b"\n")
     except OSError as error:
         raise ValueError(f"{path}: can't be written: {error}") from None
 
@@ -69,12 +70,17 @@ def grade_file(description: str, grade: Callable[[list[Case]], list[Verdict]], c
         "--out", required=True, metavar="VERDICTS.jsonl", help="one {id, verdict, reason} a line, in order"
     )
     options = parser.parse_args()
-    try:
+
+    def work() -> None:
         cases = read_cases(options.cases, check)
         verdicts = _graded(options.cases, cases, grade)
         write_verdicts(options.out, cases, verdicts)
-    except (ValueError, RuntimeError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    counts = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in ("right", "wrong", "ungraded")}
-    print(" ".join(f"{kind} {count}" for kind, count in counts.items()))
-    return 0
+        print(verdict_counts(verdicts))
+
+    return run_command(parser.prog, work)
+
+
+def verdict_counts(verdicts: Sequence[Verdict]) -> str:
+    """`right 3 wrong 1 ungraded 0`."""
+    counts = Counter(verdict.kind for verdict in verdicts)
+    return " ".join(f"{kind} {counts[kind]}" for kind in ("right", "wrong", "ungraded"))

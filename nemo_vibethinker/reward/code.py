@@ -18,17 +18,17 @@ Command line: `python -m nemo_vibethinker.reward.code --cases FILE.jsonl --out V
 import argparse
 import codecs
 import math
-import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import get_args
 
+from nemo_vibethinker.command import run_command
 from nemo_vibethinker.data.code_tests import Test, parse_tests
-from nemo_vibethinker.reward._cases import Case, read_cases, write_verdicts
+from nemo_vibethinker.progress import Progress
+from nemo_vibethinker.reward._cases import Case, read_cases, verdict_counts, write_verdicts
 from nemo_vibethinker.reward._payload import Task, chunk, settings
 from nemo_vibethinker.reward.sandbox import Execution, Limits, Sandbox, SandboxChoice, SandboxError, find_sandbox
 from nemo_vibethinker.reward.verdict import Verdict
@@ -178,14 +178,11 @@ def _tests(case: Case) -> tuple[Test, ...]:
 def _grade_cases(cases: list[Case], verifier: CodeVerifier) -> list[Verdict]:
     """Slice by slice, telling how far it is."""
     verdicts: list[Verdict] = []
-    start = told = time.monotonic()
+    progress = Progress("grading", len(cases), unit="programs")
     for at in range(0, len(cases), _SLICE):
-        verdicts += verifier.grade_programs([(_tests(case), _program(case)) for case in cases[at : at + _SLICE]])
-        now = time.monotonic()
-        if now - told >= 1:
-            rate, told = len(verdicts) / (now - start), now
-            left = (len(cases) - len(verdicts)) / rate
-            print(f"{len(verdicts)}/{len(cases)} programs | {rate:.0f}/s | eta {left:.0f} s", file=sys.stderr)
+        graded = verifier.grade_programs([(_tests(case), _program(case)) for case in cases[at : at + _SLICE]])
+        verdicts += graded
+        progress.advance(len(graded))
     return verdicts
 
 
@@ -217,18 +214,19 @@ def main() -> int:
     """The command line; returns the exit code, 2 for a user's mistake."""
     parser = _arguments()
     options = parser.parse_args()
-    temporary = f"{options.out}.{os.getpid()}.tmp"
+    return run_command(parser.prog, lambda: _command(options))
+
+
+def _command(options: argparse.Namespace) -> None:
+    cases = read_cases(options.cases, _check)
+    limits = Limits(wall_s=options.wall_s, memory_mb=options.memory_mb)
     try:
-        cases = read_cases(options.cases, _check)
-        limits = Limits(wall_s=options.wall_s, memory_mb=options.memory_mb)
-        verdicts = _grade_cases(cases, CodeVerifier(find_sandbox(options.sandbox), limits, options.workers))
-        write_verdicts(temporary, cases, verdicts)
-        os.replace(temporary, options.out)
-    except (ValueError, RuntimeError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    counts = {kind: sum(verdict.kind == kind for verdict in verdicts) for kind in ("right", "wrong", "ungraded")}
-    print(" ".join(f"{kind} {count}" for kind, count in counts.items()))
-    return 0
+        sandbox = find_sandbox(options.sandbox)
+    except SandboxError as error:
+        raise ValueError(str(error)) from None  # a mistake of the caller's: --sandbox names another
+    verdicts = _grade_cases(cases, CodeVerifier(sandbox, limits, options.workers))
+    write_verdicts(options.out, cases, verdicts)
+    print(verdict_counts(verdicts))
 
 
 if __name__ == "__main__":

@@ -33,9 +33,9 @@ are ignored. It writes `{id, verdict, reason}` for each row, in order.
 
 import re
 import sys
-import time
 from collections.abc import Sequence
 
+from nemo_vibethinker.progress import Progress
 from nemo_vibethinker.reward._answers import MAX_ANSWER, decide
 from nemo_vibethinker.reward._cases import Case, grade_file
 from nemo_vibethinker.reward._extraction import Found, final_answer, reference_answer
@@ -144,11 +144,14 @@ def _grade_cases(cases: list[Case]) -> list[Verdict]:
         raise ValueError("no row has 'gold', the reference answer")
     if cases and not any("prediction" in case or "response" in case for case in cases):
         raise ValueError("no row has 'prediction' or 'response'")
-    progress = _Progress(len(cases))
+    progress = Progress("grading", len(cases), unit="cases")
+    verdicts: list[Verdict] = []
     with MathVerifier(processes=2) as verifier:
         for start in range(0, len(cases), _CHUNK):
-            progress.add(_grade_chunk(verifier, cases[start : start + _CHUNK]))
-    return progress.verdicts
+            chunk = cases[start : start + _CHUNK]
+            verdicts += _grade_chunk(verifier, chunk)
+            progress.advance(len(chunk))
+    return verdicts
 
 
 def _grade_chunk(verifier: MathVerifier, cases: list[Case]) -> list[Verdict]:
@@ -161,24 +164,6 @@ def _grade_chunk(verifier: MathVerifier, cases: list[Case]) -> list[Verdict]:
     predictions = [pair for pair, whole in zip(pairs, from_response, strict=True) if not whole]
     others = iter(verifier.grade_predictions(predictions))
     return [next(responses if whole else others) for whole in from_response]
-
-
-class _Progress:
-    """Lines on standard error, at most one a second: cases graded, cases a second, time left."""
-
-    def __init__(self, total: int) -> None:
-        self.verdicts: list[Verdict] = []
-        self._total = total
-        self._start = self._shown = time.monotonic()
-
-    def add(self, verdicts: list[Verdict]) -> None:
-        self.verdicts += verdicts
-        now, done = time.monotonic(), len(self.verdicts)
-        if now - self._shown >= 1:
-            rate = done / (now - self._start)
-            left = (self._total - done) / rate
-            print(f"{done:,}/{self._total:,} cases | {rate:,.0f} cases/s | eta {left:.0f} s", file=sys.stderr)
-            self._shown = now
 
 
 _HELP = r"""Grade answers of mathematics: right, wrong with the reason, or ungraded where the grader itself failed.

@@ -8,11 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
+from nemo_vibethinker.atomic_files import atomic_write_text
+from nemo_vibethinker.command import run_command
 from nemo_vibethinker.config import DataConfig, RewardConfig, SamplingConfig
 from nemo_vibethinker.data.readers import Kind, iterate_dataset
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.reward.grader import Grader
-from nemo_vibethinker.run_folder import atomic_write_text, hash_path
+from nemo_vibethinker.run_folder import hash_path
 from nemo_vibethinker.spectrum.difficulty import (
     MIN_ERROR_RATE,
     MIN_TRACE_TOKENS,
@@ -39,7 +41,6 @@ from nemo_vibethinker.spectrum.endpoint_arguments import (
     add_endpoint_arguments,
     endpoint_of,
     print_estimate,
-    run_command,
     spending_of,
 )
 from nemo_vibethinker.spectrum.resume_file import ResumeFile
@@ -113,7 +114,7 @@ def _add_filter_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
     options = build_parser().parse_args(arguments)
-    return run_command(NAME, lambda: _run(options))
+    return run_command(NAME, lambda: _run(options), stopped="the same command goes on")
 
 
 def _run(options: argparse.Namespace) -> None:

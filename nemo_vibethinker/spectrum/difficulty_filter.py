@@ -1,15 +1,12 @@
 """A dataset less the rows that a rule of difficulty drops."""
 
-import json
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from nemo_vibethinker.data.readers import Kind, Row, iterate_dataset
+from nemo_vibethinker.atomic_files import atomic_files
+from nemo_vibethinker.data.readers import Kind, Row, iterate_dataset, json_line
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.spectrum.difficulty import (
     Difficulty,
@@ -53,35 +50,19 @@ def filter_dataset(path: Path, kind: Kind, rule: Rule, out: Path) -> Counter[str
         Rows by reason of their dropping; "" counts the kept ones.
     """
     counts: Counter[str] = Counter()
-    with _atomic(out) as write:
+    with atomic_files([out]) as (file,):
         # The records of one row share its columns, and the next row is read while these are still held.
         for _, group in groupby(iterate_dataset(path, kind=kind), key=lambda row: id(row.raw)):
             rows = list(group)
             reason = next(filter(None, (_reason(row, rule) for row in rows)), "")
             counts[reason] += 1
             if not reason:
-                write(json.dumps(rows[0].raw, ensure_ascii=False) + "\n")
+                file.write(json_line(rows[0].raw))
     return counts
 
 
 def _reason(row: Row, rule: Rule) -> str:
     return rule(row.record) if row.record else f"unusable ({row.reason})"
-
-
-@contextmanager
-def _atomic(path: Path) -> Iterator[Callable[[str], object]]:
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-    ) as file:
-        try:
-            yield file.write
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
 
 
 def token_counter(folder: Path) -> Callable[[str], int]:

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from nemo_vibethinker.config import SamplingConfig
 from nemo_vibethinker.data.records import Record
 from nemo_vibethinker.data.tokenizer import IM_END, encode_prompts, prompt_text, user_turn
+from nemo_vibethinker.progress import Progress
 from nemo_vibethinker.reward.verdict import Verdict
 from nemo_vibethinker.spectrum.difficulty import Difficulty, known_pass_rate, prompt_hash, task_hash
 from nemo_vibethinker.spectrum.endpoint import Answer, Endpoint, Failure, Request
-from nemo_vibethinker.spectrum.progress import Progress
 from nemo_vibethinker.spectrum.spending import Spending, Usage
 
 GRADER_PATIENCE = 32  # samples that the grader may leave ungraded from the start before the work stops
@@ -200,7 +200,7 @@ def measure_all(
     Raises:
         GraderFailed: nothing could be graded. And whatever `sample` raises.
     """
-    progress = Progress("difficulty", len(records))
+    progress = Progress("difficulty", len(records), unit="problems")
     failed: Counter[str] = Counter()
 
     def handle(record: Record, result: Answer | Failure) -> None:

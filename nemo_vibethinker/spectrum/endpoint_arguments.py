@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from nemo_vibethinker.spectrum.endpoint import Endpoint, Request
 from nemo_vibethinker.spectrum.spending import Prices, Spending, Usage
@@ -70,16 +70,3 @@ def print_estimate(name: str, requests: Sequence[Request], spending: Spending) -
         f"at most {most.completion_tokens:,} completion tokens{cost}; so far {spending}",
         file=sys.stderr,
     )
-
-
-def run_command(name: str, run: Callable[[], None]) -> int:
-    """Run and give the exit code: 2 for a user's mistake (ValueError), 1 for a fault on the way (RuntimeError)."""
-    try:
-        run()
-    except KeyboardInterrupt:
-        print(f"{name}: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    except (ValueError, RuntimeError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    return 0

@@ -15,15 +15,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from nemo_vibethinker.atomic_files import atomic_write_text
+from nemo_vibethinker.command import run_command
 from nemo_vibethinker.data.records import MATH_DOMAINS, Record, write_jsonl
 from nemo_vibethinker.reward.math import MathVerifier
-from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.spectrum.difficulty import read_difficulties
 from nemo_vibethinker.spectrum.endpoint_arguments import (
     add_endpoint_arguments,
     endpoint_of,
     print_estimate,
-    run_command,
     spending_of,
 )
 from nemo_vibethinker.spectrum.labelling import CHECK_VERSION, LABEL_VERSION
@@ -79,7 +79,7 @@ _LABELS_HELP = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code."""
     options = build_parser().parse_args(arguments)
-    return run_command(NAME, lambda: _run(options))
+    return run_command(NAME, lambda: _run(options), stopped="the same command goes on")
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Protocol, TypeVar
 
 from nemo_vibethinker.data.records import Record
+from nemo_vibethinker.progress import Progress
 from nemo_vibethinker.reward.math import MathVerifier
 from nemo_vibethinker.reward.verdict import Verdict
 from nemo_vibethinker.spectrum.endpoint import Answer, Endpoint, Failure, Request
@@ -16,7 +17,6 @@ from nemo_vibethinker.spectrum.labelling import (
     read_check,
     read_label,
 )
-from nemo_vibethinker.spectrum.progress import Progress
 from nemo_vibethinker.spectrum.resume_file import ResumeFile
 from nemo_vibethinker.spectrum.spending import Spending, Usage
 
@@ -129,7 +129,7 @@ class Reviewer:
         """Ask for the answers that are not there yet; returns those that could not be had."""
         model = self._endpoint.model
         missing = self._missing(requests)
-        progress = Progress(name, len(missing))
+        progress = Progress(name, len(missing), unit="problems")
         failures: dict[Request, Failure] = {}
 
         def handle(request: Request, result: Answer | Failure) -> None:
@@ -138,7 +138,7 @@ class Reviewer:
             else:
                 self._answers[request.key(model)] = result
                 self._resume.append({"key": request.key(model), "version": request.version} | asdict(result))
-            progress.advance(self._spending)
+            progress.advance(note=self._spending)
 
         self._endpoint.answer_all(missing, handle, self._spending)
         return failures

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.records import Record, read_jsonl
 from nemo_vibethinker.evaluation.scores import (
@@ -19,7 +20,6 @@ from nemo_vibethinker.megatron.checkpoint import load_model
 from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups
-from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
 
 

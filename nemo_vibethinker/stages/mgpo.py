@@ -5,6 +5,7 @@ import random
 import time
 from pathlib import Path
 
+from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import CODE_DOMAIN, Config, MgpoConfig
 from nemo_vibethinker.data.records import Record, read_jsonl
 from nemo_vibethinker.megatron.checkpoint import load_model, load_resume_point, save_model, save_resume_point
@@ -13,7 +14,6 @@ from nemo_vibethinker.megatron.optimizer import build_optimizer
 from nemo_vibethinker.model.qwen2 import wrap_for_training
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.rollout.responses import Sampler, check_groups, check_ungraded
-from nemo_vibethinker.run_folder import atomic_write_text
 from nemo_vibethinker.signal import loop
 from nemo_vibethinker.spectrum.difficulty import solve_class
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler

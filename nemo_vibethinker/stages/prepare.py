@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import CODE_DOMAIN, Config
 from nemo_vibethinker.data.decontaminate import find_overlaps
 from nemo_vibethinker.data.funnel import DROPPED_FILE, Funnel
-from nemo_vibethinker.data.progress import Progress
 from nemo_vibethinker.data.record_files import Selection
 from nemo_vibethinker.data.records import Record, iterate_jsonl, read_jsonl, write_jsonl
 from nemo_vibethinker.data.sets import HELD_OUT_SETS, TRAINING_SETS, Sets, user_sets, world_sets
@@ -28,8 +28,8 @@ from nemo_vibethinker.data.tokenizer import (
 )
 from nemo_vibethinker.model.hf_folder import base_model
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
+from nemo_vibethinker.progress import Progress
 from nemo_vibethinker.reward.sandbox import SandboxChoice, SandboxError, find_sandbox
-from nemo_vibethinker.run_folder import atomic_write_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -170,8 +170,8 @@ def _fitting(
     window, what = _window(config, name)
     progress = Progress(f"tokenising {name}", len(records))
     stream = encode_stream(tokenizer, records, config.data.instruction)
-    for number, (record, tokens, prompt) in enumerate(stream, start=1):
-        progress.show(number)
+    for record, tokens, prompt in stream:
+        progress.advance()
         counted = len(tokens) if name == "sft" else prompt
         response = len(tokens) - prompt if record.response else 0
         funnel.measure(name, prompt=prompt, response=response, counted=counted, window=window)

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import cast
 
+from nemo_vibethinker.command import run_command
 from nemo_vibethinker.data.lengths import QUANTILES, Lengths, bars
-from nemo_vibethinker.data.progress import Progress
 from nemo_vibethinker.data.readers.dataset import Dataset
 from nemo_vibethinker.data.readers.fields import Kind
 from nemo_vibethinker.data.readers.formats import FORMATS
 from nemo_vibethinker.data.reasons import Reasons
 from nemo_vibethinker.data.records import record_to_json
+from nemo_vibethinker.progress import Progress
 
 _BATCH = 1000  # texts measured at a time
 _EPILOG = """\
@@ -28,13 +29,9 @@ known formats, told by the columns of the first row:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the look; 2 where the dataset or the tokenizer cannot be used."""
-    options = _parser().parse_args(arguments)
-    try:
-        _look(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    return run_command(parser.prog, lambda: _look(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,7 +69,7 @@ def _look(options: argparse.Namespace) -> None:
             if not row.record:
                 reasons.add(row.line, row.id, row.reason)
         rows += len(batch)
-        progress.show(rows)
+        progress.advance(len(batch))
     _print_look(options, dataset, rows, domains, reasons)
     for name, values in lengths.items():
         _print_lengths(name, values, "tokens" if options.tokenizer else "characters")
