@@ -74,10 +74,6 @@ class MathVerifier:
         """The verdict on the final answer of `response`; without one it is wrong."""
         return self.grade_many([(gold, response)])[0]
 
-    def grade_answer(self, gold: str, answer: str | None) -> Verdict:
-        """The verdict on a bare answer; None is wrong."""
-        return self._finish([_prepare(gold, Found(answer, "no answer"))])[0]
-
     def grade_many(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """Verdicts on (gold, response) pairs in their order; equal comparisons by algebra run once."""
         return self._finish(
