@@ -3,6 +3,7 @@
 from launcher.cli import Command
 from launcher.estimate import estimate_seconds, filter_prompts, probed_checkpoints, token_bound
 from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, ModelConfig, flatten
+from nemo_vibethinker.megatron.capabilities import detect_machine, select_kernels
 from nemo_vibethinker.metrics_log import STAGE_WIDTH, format_duration
 from nemo_vibethinker.pipeline import starting_artefacts, survey
 from nemo_vibethinker.run_folder import RunFolder
@@ -53,11 +54,20 @@ def _facts(config: Config, run: RunFolder) -> str:
         f"layout      {processes} = tensor {parallel.tensor} x pipeline {parallel.pipeline} x "
         f"context {parallel.context} x data {parallel.data}, "
         f"{config.cluster.threads_per_process} thread(s) each, {scale.precision}",
+        *_kernels(config),
         f"run folder  {run.path} ({'exists' if run.path.exists() else 'new'})",
     ]
     if config.run.from_run:
         lines.append(f"starts from {config.run.from_run}: {', '.join(starting_artefacts(config, verify=False))}")
     return "\n".join(lines)
+
+
+def _kernels(config: Config) -> list[str]:
+    """What the run would use of this machine; a cluster's nodes are not seen from here."""
+    if config.cluster.name != "local":
+        return [f"kernels     by what its nodes have, layers' products in fp8: {config.scale.fp8}"]
+    reasons = select_kernels(config, detect_machine()).reasons
+    return [f"{'kernels' if i == 0 else '':<12}{name}: {reason}" for i, (name, reason) in enumerate(reasons.items())]
 
 
 def _stages(config: Config, done: list[str], notes: list[str]) -> str:

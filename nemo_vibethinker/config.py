@@ -94,7 +94,12 @@ class ScaleConfig:
     """How big: chosen by `scale=NAME`, overridden by `scale.model.num_layers=6` and the like."""
 
     name: str = "tiny"
-    precision: str = "fp32"  # fp32 | bf16
+    precision: str = "fp32"  # fp32 | bf16; gradients, master weights and optimizer states are fp32 under both
+    fp8: str = "none"  # none | hybrid (gradients in e5m2) | e4m3: the layers' matrix products, by Transformer Engine
+    fp8_recipe: str = "tensorwise"  # tensorwise (of the current tensor) | delayed (of past steps) | blockwise
+    fp8_bf16_layers: int = 1  # layers at each end of the model that stay in bf16; delayed scaling knows none
+    overlap_grad_reduce: bool = False  # gradients are reduced over replicas during the backward pass
+    logprob_chunk: int = 0  # tokens whose logits exist at one time in training; 0: all of a micro-batch
     recompute: str = "none"  # none | selective (attention) | full (every layer): activations computed again backward
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -297,6 +302,7 @@ def validate(config: Config) -> None:
     _check_layout(config)
     _check_numbers(config)
     _check_choices(config)
+    _check_precision(config)
     _check_lengths(config)
 
 
@@ -412,6 +418,8 @@ def _check_numbers(config: Config) -> None:
 
 _CHOICES = {
     "precision": ("fp32", "bf16"),
+    "fp8": ("none", "hybrid", "e4m3"),
+    "fp8_recipe": ("tensorwise", "delayed", "blockwise"),
     "recompute": ("none", "selective", "full"),
     "sandbox": ("auto", "bubblewrap", "landlock", "none"),
     "std": ("population", "sample", "none"),
@@ -445,6 +453,40 @@ def _check_choices(config: Config) -> None:
                 f"signal.{name}.prompts_per_step={stage.prompts_per_step} is not a multiple of "
                 "scale.parallel.data*updates_per_rollout"
             )
+
+
+def fp8_multiple(recipe: str) -> int:
+    """What the sizes of FP8 matrix products must be multiples of: tensor cores take 16s, blockwise scaling 128s."""
+    return 128 if recipe == "blockwise" else 16
+
+
+def _check_precision(config: Config) -> None:
+    scale, model, tensor = config.scale, config.scale.model, config.scale.parallel.tensor
+    if scale.fp8 == "none":
+        return
+    if scale.precision != "bf16":
+        raise ValueError(f"scale.fp8={scale.fp8} keeps weights in bf16: set scale.precision=bf16")
+    if scale.fp8_recipe == "delayed" and scale.fp8_bf16_layers:
+        raise ValueError("scale.fp8_recipe=delayed cannot keep layers in bf16: set scale.fp8_bf16_layers=0")
+    if scale.fp8_bf16_layers > model.num_layers // scale.parallel.pipeline:
+        raise ValueError(f"scale.fp8_bf16_layers={scale.fp8_bf16_layers} is more than a pipeline stage has layers")
+    multiple = fp8_multiple(scale.fp8_recipe)
+    query_key_value = (model.num_attention_heads + 2 * model.num_query_groups) * model.kv_channels
+    sizes = {"hidden_size": model.hidden_size, "ffn_hidden_size": model.ffn_hidden_size // tensor}
+    sizes |= {
+        "num_attention_heads*head_dim": model.num_attention_heads * model.kv_channels // tensor,
+        "(num_attention_heads + 2*num_query_groups)*head_dim": query_key_value // tensor,
+    }
+    for name, size in sizes.items():
+        if size % multiple:
+            raise ValueError(
+                f"scale.fp8_recipe={scale.fp8_recipe} needs sizes in multiples of {multiple}; "
+                f"scale.model.{name} gives {size} a tensor-parallel rank"
+            )
+    if config.cluster.name == "local":
+        from nemo_vibethinker.megatron.capabilities import detect_machine, select_kernels
+
+        select_kernels(config, detect_machine())  # refuses what this machine cannot do
 
 
 def _check_lengths(config: Config) -> None:

@@ -10,6 +10,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from nemo_vibethinker.config import fp8_multiple
+
 
 @dataclass
 class MicroBatch:
@@ -101,11 +103,12 @@ def padded_lengths(lengths: Sequence[int], config: TransformerConfig, row_length
     """Lengths the layout can divide, of a row of at least `row_length` tokens.
 
     Context parallelism cuts each sample into two chunks a rank; sequence parallelism shares out the rank's part of the
-    row, for which the last sample is padded further.
+    row, for which the last sample is padded further; FP8 products take rows by multiples.
     """
     context = config.context_parallel_size
     sample = 2 * context if context > 1 else 1
     share = config.tensor_model_parallel_size if config.sequence_parallel else 1
+    share *= fp8_multiple(str(config.fp8_recipe)) if config.fp8 else 1
     padded = [-(-length // sample) * sample for length in lengths]
     padded[-1] += max(0, -(-row_length // sample) * sample - sum(padded))
     padded[-1] += -sum(padded) % math.lcm(sample, context * share)

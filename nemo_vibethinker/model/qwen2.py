@@ -1,6 +1,7 @@
-"""Qwen2 and dense Qwen3 as Megatron-Core's `GPTModel`, with the local layer spec."""
+"""Qwen2 and dense Qwen3 as Megatron-Core's `GPTModel`, with the layers this machine has kernels for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
 
-from nemo_vibethinker.config import Config
+from nemo_vibethinker.config import Config, ScaleConfig
+from nemo_vibethinker.megatron.capabilities import Kernels, detect_machine, select_kernels
+from nemo_vibethinker.megatron.logprobs import ModelOutput, defer_logits
 from nemo_vibethinker.model.attention import CachingSelfAttention, RMSNorm, SdpaCoreAttention
 from nemo_vibethinker.model.hf_weights import TensorSource, load_hf_weights, random_hf_tensors
 
@@ -23,8 +27,18 @@ _RECOMPUTE: dict[str, dict[str, Any]] = {
 }
 
 
-def transformer_config(config: Config) -> TransformerConfig:
-    """Megatron's configuration of the model and its layout. Fusions that need CUDA kernels are off."""
+def run_kernels(config: Config) -> Kernels:
+    """What the run uses of the machine this process is on.
+
+    Raises:
+        ValueError: it asks for FP8, and this machine cannot do it.
+    """
+    cuda = torch.cuda.is_available()
+    return select_kernels(config, detect_machine(cuda, torch.cuda.get_device_capability() if cuda else None))
+
+
+def transformer_config(config: Config, kernels: Kernels) -> TransformerConfig:
+    """Megatron's configuration of the model, its layout, its precision and its kernels."""
     model, parallel = config.scale.model, config.scale.parallel
     dtype = torch.bfloat16 if config.scale.precision == "bf16" else torch.float32
     return TransformerConfig(
@@ -67,14 +81,37 @@ def transformer_config(config: Config) -> TransformerConfig:
         finalize_model_grads_func=finalize_model_grads,
         use_cpu_initialization=False,  # which would hold each weight a second time, in fp32
         # kernels
-        gradient_accumulation_fusion=False,
-        masked_softmax_fusion=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
-        apply_rope_fusion=False,
-        persist_layer_norm=False,
+        **_fp8(config.scale, kernels),
+        gradient_accumulation_fusion=kernels.gradient_accumulation_fusion,
+        bias_activation_fusion=kernels.cuda,
+        bias_dropout_fusion=kernels.cuda,
+        apply_rope_fusion=kernels.transformer_engine,
+        masked_softmax_fusion=False,  # neither attention has a softmax of its own
+        persist_layer_norm=False,  # for LayerNorm
+        # Userbuffers have one shape for the whole run, and packed rows differ in length.
+        tp_comm_overlap=False,
         deallocate_pipeline_outputs=False,
     )
+
+
+def _fp8(scale: ScaleConfig, kernels: Kernels) -> dict[str, Any]:
+    """Weights stay in bf16; the matrix products of the layers, not of embedding and output layer, are in FP8.
+
+    The history of maxima of delayed scaling (1,024 steps, their maximum) and a bf16 layer at each end of the model are
+    NVIDIA's settings (Megatron-Bridge, `bf16_with_fp8_delayed_scaling_mixed` and `..._current_scaling_mixed`).
+    """
+    if kernels.fp8 is None:
+        return {}
+    return {
+        "fp8": kernels.fp8,
+        "fp8_recipe": scale.fp8_recipe,
+        "fp8_margin": 0,
+        "fp8_amax_history_len": 1024,
+        "fp8_amax_compute_algo": "max",
+        "first_last_layers_bf16": scale.fp8_bf16_layers > 0,
+        "num_layers_at_start_in_bf16": scale.fp8_bf16_layers,
+        "num_layers_at_end_in_bf16": scale.fp8_bf16_layers,
+    }
 
 
 def _leave(tensor: torch.Tensor) -> None:
@@ -86,8 +123,19 @@ def first_stage_layers(num_layers: int, stages: int) -> int | None:
     return None if num_layers % stages == 0 else num_layers - (num_layers // stages) * (stages - 1)
 
 
-def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """The layers of one chunk by the local (torch only) spec, with our core attention and RMSNorm."""
+def block_spec(config: TransformerConfig, kernels: Kernels, vp_stage: int | None) -> TransformerBlockSubmodules:
+    """The layers of one chunk."""
+    if kernels.transformer_engine:
+        from nemo_vibethinker.model.te_spec import transformer_engine_layer
+
+        layer, norm = transformer_engine_layer(config)
+    else:
+        layer, norm = local_layer(config)
+    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), norm)
+
+
+def local_layer(config: TransformerConfig) -> tuple[ModuleSpec, Any]:
+    """The spec of one layer over torch alone, with our core attention and RMSNorm, and the class of the final norm."""
     layer: ModuleSpec = get_gpt_layer_local_spec(normalization="RMSNorm", qk_layernorm=config.qk_layernorm)
     submodules: Any = layer.submodules
     submodules.input_layernorm = RMSNorm
@@ -97,8 +145,48 @@ def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
     if config.qk_layernorm:
         submodules.self_attention.submodules.q_layernorm = RMSNorm
         submodules.self_attention.submodules.k_layernorm = RMSNorm
-    norm: Any = RMSNorm  # a class where Megatron's annotation says a spec
-    return TransformerBlockSubmodules([layer] * get_num_layers_to_build(config, vp_stage), norm)
+    return layer, RMSNorm
+
+
+class PolicyModel(GPTModel):
+    """`GPTModel` whose logits wait for the loss in training, and which generates in bf16 where it trains in FP8.
+
+    Attributes:
+        logprob_chunk: where not 0, a forward pass in training mode that records gradients gives `DeferredLogits` in
+            place of logits, to be computed this many tokens at a time. `wrap_for_training` sets it.
+    """
+
+    logprob_chunk: int = 0
+
+    def forward(self, *arguments: Any, **keywords: Any) -> ModelOutput:
+        """As `GPTModel.forward`."""
+        generates = keywords.get("inference_context") is not None
+        with in_high_precision(self.config) if generates else nullcontext():
+            return super().forward(*arguments, **keywords)
+
+    def _postprocess(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> ModelOutput:
+        if not (self.post_process and self.logprob_chunk and self.training and torch.is_grad_enabled()):
+            return super()._postprocess(hidden_states, *arguments, **keywords)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        assert weight is not None
+        sequence_parallel = self.output_layer.sequence_parallel
+        return defer_logits(hidden_states, weight, self.logprob_chunk, sequence_parallel=sequence_parallel)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As torch's, but FP8 scaling factors may be absent: an average of models has none. They then start anew."""
+        extra = {name: None for name in self.state_dict() if name.endswith("_extra_state")}
+        return super().load_state_dict(extra | dict(state_dict), strict, assign)
+
+
+@contextmanager
+def in_high_precision(config: TransformerConfig) -> Iterator[None]:
+    """No FP8 inside: its matrix products take rows by 16s, and a step of decoding has any number of them."""
+    fp8, config.fp8 = config.fp8, None
+    try:
+        yield
+    finally:
+        config.fp8 = fp8
 
 
 def build_chunks(config: Config, vocab_size: int, weights: TensorSource | None = None) -> list[GPTModel]:
@@ -123,10 +211,13 @@ def build_model(config: Config, vocab_size: int, weights: TensorSource | None = 
     """
     if vocab_size % config.scale.parallel.tensor:
         raise ValueError(f"vocabulary of {vocab_size} is not divisible by scale.parallel.tensor")
-    megatron_config = transformer_config(config)
+    kernels = run_kernels(config)
+    megatron_config = transformer_config(config, kernels)
     stage = vp_stage if config.scale.parallel.virtual_pipeline > 1 else None
-    layers: Any = block_spec(megatron_config, stage)  # GPTModel's annotation knows the spec of a single layer only
-    model = GPTModel(
+    layers: Any = block_spec(
+        megatron_config, kernels, stage
+    )  # GPTModel's annotation knows the spec of a single layer only
+    model = PolicyModel(
         config=megatron_config,
         transformer_layer_spec=layers,
         vocab_size=vocab_size,
@@ -145,7 +236,25 @@ def build_model(config: Config, vocab_size: int, weights: TensorSource | None = 
 
 def wrap_for_training(config: Config, chunks: Sequence[GPTModel]) -> list[DistributedDataParallel]:
     """Megatron's data-parallel wrapper with contiguous fp32 gradient buffers, for each chunk."""
-    ddp_config = DistributedDataParallelConfig(
-        use_distributed_optimizer=config.scale.parallel.distributed_optimizer, grad_reduce_in_fp32=True
+    settings = ddp_config(config)
+    wrapped = [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
+    for chunk in chunks:
+        assert isinstance(chunk, PolicyModel)
+        chunk.logprob_chunk = config.scale.logprob_chunk
+    if settings.overlap_grad_reduce:  # gradients leave with the backward pass of the last micro-batch alone
+        no_sync = [chunk.no_sync for chunk in wrapped]
+        chunks[0].config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]  # pyright: ignore
+    return wrapped
+
+
+def ddp_config(config: Config) -> DistributedDataParallelConfig:
+    """Gradients are reduced in fp32.
+
+    Gathering parameters during the next forward pass (`overlap_param_gather`) is not offered: between two steps
+    generation, weight synchronisation and checkpoints read parameters that would still be on their way.
+    """
+    return DistributedDataParallelConfig(
+        use_distributed_optimizer=config.scale.parallel.distributed_optimizer,
+        grad_reduce_in_fp32=True,
+        overlap_grad_reduce=config.scale.overlap_grad_reduce,
     )
-    return [DistributedDataParallel(chunk.config, ddp_config, chunk) for chunk in chunks]

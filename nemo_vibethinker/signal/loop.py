@@ -17,7 +17,7 @@ from nemo_vibethinker.megatron.distributed import (
     gather_over_data_parallel,
     host_data_parallel_group,
 )
-from nemo_vibethinker.megatron.logprobs import vocab_parallel_entropy, vocab_parallel_logprobs
+from nemo_vibethinker.megatron.logprobs import ModelOutput, token_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
 from nemo_vibethinker.megatron.optimizer import set_lr
 from nemo_vibethinker.megatron.train_step import LossTerms, StepResult, train_step
@@ -106,13 +106,13 @@ def loss_count(batch: MicroBatch, config: MgpoConfig) -> Tensor:
     return batch.loss_weights.new_tensor(denominator)
 
 
-def make_loss(config: MgpoConfig) -> Callable[[MicroBatch, Tensor], LossTerms]:
+def make_loss(config: MgpoConfig) -> Callable[[MicroBatch, ModelOutput], LossTerms]:
     """The loss function of one stage, for `train_step`."""
     temperature = config.sampling.temperature or 1.0
 
-    def loss_function(batch: MicroBatch, logits_1TV: Tensor) -> LossTerms:
-        logits_1TV = logits_1TV if temperature == 1 else logits_1TV / temperature
-        logprobs_T = vocab_parallel_logprobs(logits_1TV, batch.targets[None])[0]
+    def loss_function(batch: MicroBatch, output: ModelOutput) -> LossTerms:
+        logprobs_T, entropy_T = token_logprobs(output, batch.targets, temperature=temperature, entropy=True)
+        assert entropy_T is not None
         result = policy_loss(
             logprobs_T,
             batch.extra["behaviour_logprobs"],
@@ -121,7 +121,7 @@ def make_loss(config: MgpoConfig) -> Callable[[MicroBatch, Tensor], LossTerms]:
             clip_low=config.clip_low,
             clip_high=config.clip_high,
         )
-        entropy = (vocab_parallel_entropy(logits_1TV)[0] * (batch.loss_weights > 0)).sum()
+        entropy = (entropy_T * (batch.loss_weights > 0)).sum()
         tokens = result.num_tokens
         sums = {"clip": result.clip_fraction * tokens, "kl": result.kl * tokens, "ratio": result.ratio_mean * tokens}
         return result.loss, loss_count(batch, config), {"entropy": entropy, "tokens": tokens, **sums}

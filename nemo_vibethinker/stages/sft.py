@@ -3,15 +3,13 @@
 import time
 from pathlib import Path
 
-from torch import Tensor
-
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.packing import PackedData
 from nemo_vibethinker.data.token_files import TokenFile
 from nemo_vibethinker.data.tokenizer import tokenizer_sha256
 from nemo_vibethinker.megatron.checkpoint import load_resume_point, save_model, save_resume_point
 from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
-from nemo_vibethinker.megatron.logprobs import vocab_parallel_logprobs
+from nemo_vibethinker.megatron.logprobs import ModelOutput, token_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
 from nemo_vibethinker.megatron.optimizer import build_optimizer, cosine_lr, set_lr
 from nemo_vibethinker.megatron.train_step import LossTerms, train_step
@@ -77,9 +75,9 @@ def micro_batches(config: Config, data: PackedData, step: int) -> list[MicroBatc
     return [pack_row(examples, [1.0] * len(examples)) for examples in groups]
 
 
-def sft_loss(batch: MicroBatch, logits_1TV: Tensor) -> LossTerms:
+def sft_loss(batch: MicroBatch, output: ModelOutput) -> LossTerms:
     """Cross-entropy summed over response tokens, in nats; the count is the number of response tokens."""
-    logprobs_T = vocab_parallel_logprobs(logits_1TV, batch.targets[None])[0]
+    logprobs_T, _ = token_logprobs(output, batch.targets)
     loss = -(logprobs_T * batch.loss_weights).sum()
     return loss, batch.loss_weights.sum(), {"tokens": batch.loss_weights.new_tensor(batch.tokens.numel())}
 
