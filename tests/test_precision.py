@@ -21,22 +21,23 @@ from nemo_vibethinker.megatron.platform import install_cpu_platform
 install_cpu_platform()
 
 from megatron.core.models.common.embeddings import rope_utils
-from megatron.core.transformer.transformer_config import TransformerConfig
 
 from launcher.cli import axis_names, parse
-from nemo_vibethinker.config import Config, OptimizerConfig, validate
+from nemo_vibethinker.config import Config, OptimizerConfig, SamplingConfig, validate
 from nemo_vibethinker.megatron.capabilities import Kernels, Machine, detect_machine, select_kernels
+from nemo_vibethinker.megatron.logprobs import token_logprobs
 from nemo_vibethinker.megatron.micro_batch import pack_row, padded_lengths
 from nemo_vibethinker.megatron.optimizer import build_optimizer
-from nemo_vibethinker.megatron.train_step import train_step
+from nemo_vibethinker.megatron.train_step import forward_logits, train_step
+from nemo_vibethinker.model.hf_weights import random_hf_tensors, stream_hf_tensors
 from nemo_vibethinker.model.qwen2 import (
     build_model,
     ddp_config,
-    in_high_precision,
     run_kernels,
     transformer_config,
     wrap_for_training,
 )
+from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.stages.sft import sft_loss
 
 VOCAB = 320
@@ -104,6 +105,20 @@ def test_master_weights_hold_updates_too_small_for_bf16(tiny_config: Config) -> 
     for _ in range(40):  # 4e-3 in all, a step of bf16 below one; a single update is 40 times smaller and would be lost
         train_step(chunks, optimizer, rows(1)[:1], sft_loss)
     assert float((norm.detach().float() - 1).abs().max()) >= 2**-9
+
+
+def test_bf16_model_generates_and_leaves_as_it_came(tiny_config: Config) -> None:
+    tiny_config.scale.precision = "bf16"
+    model = build_model(tiny_config, VOCAB)
+    source = random_hf_tensors(tiny_config, VOCAB)
+    for name, tensor in stream_hf_tensors([model]):
+        assert torch.equal(tensor, source(name).bfloat16()), name
+    prompt = list(range(5, 12))
+    (sample,) = MegatronEngine([model], -1, 0).generate([prompt], SamplingConfig(max_response_length=20), [[1]])[0]
+    batch = pack_row([(prompt + sample.tokens, len(prompt))], [1.0])
+    with torch.no_grad():
+        trained, _ = token_logprobs(forward_logits(model, batch), batch.targets)
+    assert sample.logprobs == pytest.approx(trained[len(prompt) - 1 : -1].tolist(), abs=0.1)
 
 
 # What the machine has, and what a run uses
@@ -347,11 +362,15 @@ def test_transformer_engine_layers_keep_our_attention_module(
     assert norm is extension.TENorm
 
 
-def test_generation_leaves_fp8_and_training_returns_to_it() -> None:
-    config: TransformerConfig = SimpleNamespace(fp8="hybrid")  # pyright: ignore[reportAssignmentType]
-    with in_high_precision(config):
-        assert config.fp8 is None
-    assert config.fp8 == "hybrid"
+def test_only_training_runs_in_fp8(tiny_config: Config) -> None:
+    model = build_model(tiny_config, VOCAB)
+    seen: list[str | None] = []
+    model.decoder.register_forward_pre_hook(lambda module, arguments: seen.append(module.config.fp8))
+    model.config.fp8 = "hybrid"  # without Transformer Engine Megatron's blocks take no notice
+    for training in (True, False, True):
+        forward_logits(model.train(training), rows(1)[0])
+    assert seen == ["hybrid", None, "hybrid"]
+    assert model.config.fp8 == "hybrid"
 
 
 def test_weights_load_without_scaling_factors(tiny_config: Config) -> None:

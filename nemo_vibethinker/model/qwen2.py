@@ -149,7 +149,7 @@ def local_layer(config: TransformerConfig) -> tuple[ModuleSpec, Any]:
 
 
 class PolicyModel(GPTModel):
-    """`GPTModel` whose logits wait for the loss in training, and which generates in bf16 where it trains in FP8.
+    """`GPTModel` whose logits wait for the loss in training, and which leaves FP8 in evaluation mode.
 
     Attributes:
         logprob_chunk: where not 0, a forward pass in training mode that records gradients gives `DeferredLogits` in
@@ -159,9 +159,8 @@ class PolicyModel(GPTModel):
     logprob_chunk: int = 0
 
     def forward(self, *arguments: Any, **keywords: Any) -> ModelOutput:
-        """As `GPTModel.forward`."""
-        generates = keywords.get("inference_context") is not None
-        with in_high_precision(self.config) if generates else nullcontext():
+        """As `GPTModel.forward`; in evaluation mode without FP8, so that generation and export see the weights."""
+        with nullcontext() if self.training else in_high_precision(self.config):
             return super().forward(*arguments, **keywords)
 
     def _postprocess(self, hidden_states: Tensor, *arguments: Any, **keywords: Any) -> ModelOutput:
@@ -181,7 +180,10 @@ class PolicyModel(GPTModel):
 
 @contextmanager
 def in_high_precision(config: TransformerConfig) -> Iterator[None]:
-    """No FP8 inside: its matrix products take rows by 16s, and a step of decoding has any number of them."""
+    """No FP8 inside: its matrix products take rows by 16s, and a step of decoding has any number of them.
+
+    What is sampled in bf16 and trained in FP8 differs a little; the policy loss takes the ratio of the two.
+    """
     fp8, config.fp8 = config.fp8, None
     try:
         yield
