@@ -189,7 +189,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "parallel.data": 2,
         "overlap_grad_reduce": True,
         "parallel.distributed_optimizer": False,
-        "precision": "fp32",
     },
 }
 

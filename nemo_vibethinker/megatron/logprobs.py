@@ -133,14 +133,15 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, None, None, None, None]:
         hidden_TH, weight_VH, places_T, mine_T, normaliser_T = ctx.saved_tensors
         chunk_tokens, temperature = ctx.settings
+        slopes_T = grad_T / temperature
         grad_hidden_TH = torch.empty_like(hidden_TH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=torch.float32)
         for part in _chunks(len(hidden_TH), chunk_tokens):
             slopes = _logits(hidden_TH[part], weight_VH, temperature)
             slopes -= normaliser_T[part, None]
-            slopes.exp_().mul_(-grad_T[part, None])
-            slopes.scatter_add_(-1, places_T[part, None], (grad_T[part] * mine_T[part])[:, None])
-            slopes = slopes.div_(temperature).to(weight_VH.dtype)
+            slopes.exp_().mul_(-slopes_T[part, None])
+            slopes.scatter_add_(-1, places_T[part, None], (slopes_T[part] * mine_T[part])[:, None])
+            slopes = slopes.to(weight_VH.dtype)
             grad_hidden_TH[part] = slopes @ weight_VH
             _add_product(grad_weight_VH, slopes.T, hidden_TH[part])
         return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), None, None, None, None
@@ -152,7 +153,8 @@ def _chunks(length: int, chunk_tokens: int) -> Iterator[slice]:
 
 def _logits(hidden_CH: Tensor, weight_VH: Tensor, temperature: float) -> Tensor:
     """[C, V/tp] in fp32, to be overwritten."""
-    return (hidden_CH @ weight_VH.T).float().div_(temperature)
+    logits = (hidden_CH @ weight_VH.T).float()
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
 def _add_product(total_VH: Tensor, left_VC: Tensor, right_CH: Tensor) -> None:
