@@ -112,6 +112,10 @@ class ClusterConfig:
     name: str = "local"
     processes: int = 1  # that one run may use; a layout that needs more still gets them
     threads_per_process: int = 1  # OMP_NUM_THREADS; small models are fastest with one thread a process
+    gpu: str = (
+        ""  # of the table in costs/gpus.py, like H800-SXM: layouts that cannot fit it are refused; empty: no check
+    )
+    efficiency: float = 0.4  # assumed share of the GPU's BF16 peak that its kernels reach; for estimates only
 
 
 @dataclass(kw_only=True)
@@ -399,6 +403,7 @@ _POSITIVE = [
     "math_deadline_s",
     "code_wall_s",
     "code_memory_mb",
+    "efficiency",
     "vocab_size",
     "lr",
     "eps",
@@ -432,7 +437,7 @@ def _check_choices(config: Config) -> None:
         choices = _CHOICES.get(key.rsplit(".", 1)[-1])
         if choices and value not in choices:
             raise ValueError(f"{key}={value}: choose one of {', '.join(choices)}")
-        if key.endswith("top_p") and not 0 < value <= 1:
+        if key.endswith(("top_p", "efficiency")) and not 0 < value <= 1:
             raise ValueError(f"{key}={value}: must be in (0, 1]")
     for key, ks in (("probe.ks", config.probe.ks), ("evaluate.ks", config.evaluate.ks)):
         if not ks or min(ks) < 1:
