@@ -36,6 +36,7 @@ class Command:
     config: Config
     sources: dict[str, str]  # dotted key -> the file that set it, or "command line"
     plan: bool
+    layouts: bool  # plan=layouts: the choice of layouts in place of the plan
 
 
 def parse(arguments: list[str]) -> Command:
@@ -45,7 +46,9 @@ def parse(arguments: list[str]) -> Command:
         ValueError: one line that names the place, the key and the fix.
     """
     given = split_arguments(arguments)
-    plan = parse_value(bool, given.pop("plan", "false"), f"{COMMAND_LINE}: plan")
+    asked = given.pop("plan", "false")
+    layouts = asked == "layouts"
+    plan = layouts or parse_value(bool, asked, f"{COMMAND_LINE}: plan")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for axis in AXES:
@@ -62,7 +65,7 @@ def parse(arguments: list[str]) -> Command:
     resolve(config)
     validate(config)
     check_paths(config)
-    return Command(config, sources, plan)
+    return Command(config, sources, plan, layouts)
 
 
 def split_arguments(arguments: list[str]) -> dict[str, str]:
@@ -315,6 +318,20 @@ def check_paths(config: Config) -> None:
         raise ValueError("run.root is empty; name a folder, run.root=runs")
 
 
+def require_data(config: Config) -> None:
+    """Refuse to train a model of the user's on the generated problems, which are made for the tiny one.
+
+    Raises:
+        ValueError: `scale.model.path` is set and the run would generate its data.
+    """
+    path = config.scale.model.path
+    if path is not None and "prepare" in config.stages and config.data.sft is None:
+        raise ValueError(
+            f"scale={config.scale.name} trains {path} on your data: set data.sft=DATASET (problems with solutions) "
+            "and, where they differ, data.rl=DATASET (problems with answers or tests)"
+        )
+
+
 def _dataset(key: str, path: str) -> str:
     """The absolute path of a file or folder; a name of the hub as it is."""
     if is_hub_name(path):
@@ -356,7 +373,8 @@ The same command resumes an interrupted run, and shows the result of a finished 
 {sections}
 
 Any key of the schema (nemo_vibethinker/config.py) can be set:
-  plan=true        print what would happen, and run nothing
+  plan=true        print what would happen, with memory and FLOPs, and run nothing
+  plan=layouts     compare the layouts of cluster.processes GPUs of the kind cluster.gpu, and run nothing
   run.name=NAME    folder of the run below run.root (default: <recipe>-<scale>-seed<seed>)
   run.root=PATH    default: runs
   run.from_run=PATH  finished run to start from; run.from_model=fused names the model of it (default: its last)

@@ -1,9 +1,11 @@
 """`plan=true`: everything that would happen, as text. Runs nothing and creates nothing."""
 
 from launcher.cli import Command
+from launcher.costs import render_costs
 from launcher.estimate import estimate_seconds, filter_prompts, probed_checkpoints, token_bound
-from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, ModelConfig, flatten
 from nemo_vibethinker.megatron.capabilities import detect_machine, select_kernels
+from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, flatten
+from nemo_vibethinker.costs.parameters import parameter_count
 from nemo_vibethinker.metrics_log import STAGE_WIDTH, format_duration
 from nemo_vibethinker.pipeline import starting_artefacts, survey
 from nemo_vibethinker.run_folder import RunFolder
@@ -19,19 +21,8 @@ def render(command: Command) -> str:
     run = RunFolder(config.run_folder, config)
     notes: list[str] = []
     done = [stage for stage, manifest in survey(run, notes.append).items() if manifest]
-    parts = [_configuration(command), _facts(config, run), _stages(config, done, notes)]
+    parts = [_configuration(command), _facts(config, run), render_costs(config), _stages(config, done, notes)]
     return "\n\n".join(parts) + "\n\nplan only: nothing was run or written"
-
-
-def parameter_count(model: ModelConfig, vocab_size: int) -> int:
-    """Parameters of a Qwen2 or Qwen3 model: two RMSNorms a layer and a last one, no biases but on Q, K, V."""
-    hidden = model.hidden_size
-    query, key_value = (n * model.kv_channels for n in (model.num_attention_heads, model.num_query_groups))
-    attention = 2 * hidden * query + 2 * hidden * key_value
-    attention += (query + 2 * key_value) * model.qkv_bias + 2 * model.kv_channels * model.qk_norm
-    layer = attention + 3 * hidden * model.ffn_hidden_size + 2 * hidden
-    embeddings = (1 if model.tie_embeddings else 2) * vocab_size * hidden
-    return embeddings + model.num_layers * layer + hidden
 
 
 def _configuration(command: Command) -> str:
@@ -101,6 +92,8 @@ def _work(config: Config, stage: str) -> str:
 
 def _amount(config: Config, stage: str) -> str:
     data = config.data
+    if stage == "prepare" and config.scale.model.path and not data.sft:
+        return "needs data.sft=DATASET and data.rl=DATASET: the run is refused without"
     if stage == "prepare":
         sources = [f"{name} from {path}" for name, path in (("sft", data.sft), ("rl", data.rl)) if path]
         return (
