@@ -3,9 +3,9 @@
 from launcher.cli import Command
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.costs.flops import TokenFlops, token_flops
-from nemo_vibethinker.costs.gpus import GPUS, Gpu, find_gpu
+from nemo_vibethinker.costs.gpus import GPUS, Gpu, find_gpu, mfu
 from nemo_vibethinker.costs.layouts import Estimate, estimate, ranked
-from nemo_vibethinker.costs.memory import Memory, Row, peak_memory, reserve, training_rows
+from nemo_vibethinker.costs.memory import Memory, Row, peak_memory, reserve, sampling_memory, training_rows
 
 COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "total")
 SEGMENT = 10_000  # tokens: a long chain of thought, of which several share a row of 32K
@@ -21,22 +21,33 @@ def render_costs(config: Config) -> str:
         stage: peak_memory(config.scale, config.data.vocab_size, row, on_gpu=bool(config.cluster.gpu))
         for stage, row in rows.items()
     }
-    return "\n".join([*_memory_lines(memories, rows), *_gpu_lines(config, gpu), *_flop_lines(config, rows, gpu)])
+    lines = [*_memory_lines(memories, rows, sampling_memory(config)), *_gpu_lines(config, gpu)]
+    return "\n".join([*lines, *_flop_lines(config, rows, gpu)])
 
 
-def _memory_lines(memories: dict[str, Memory], rows: dict[str, Row]) -> list[str]:
+def _memory_lines(memories: dict[str, Memory], rows: dict[str, Row], sampling: dict[str, int]) -> list[str]:
     unit, name = (1e9, "GB") if max(memory.total for memory in memories.values()) > 1e9 else (1e6, "MB")
     lines = [f"{f'memory of a training step, {name} a process':<44}" + "".join(f"{stage:>15}" for stage in memories)]
     lines.append(f"{'  tokens of a micro-batch':<44}" + "".join(f"{rows[stage].tokens:>15,}" for stage in memories))
     for component in COMPONENTS:
         values = "".join(f"{getattr(memory, component) / unit:>15.2f}" for memory in memories.values())
         lines.append(f"  {component:<42}{values}")
+    if sampling:
+        listed = ", ".join(f"{stage} {needed / unit:.1f}" for stage, needed in sampling.items())
+        lines.append(f"  sampling in the training process, {name}: {listed}")
     return lines
 
 
 def _gpu_lines(config: Config, gpu: Gpu | None) -> list[str]:
     if gpu:
-        return [f"  on {gpu.name}: {gpu.memory_gb:g} GB, of which {reserve(gpu) / 1e9:.1f} are kept in reserve"]
+        room = gpu.memory_bytes - reserve(gpu)
+        over = [stage for stage, needed in sampling_memory(config).items() if needed > room]
+        note = (
+            f"  note: {', '.join(over)}: the responses do not fit side by side in the training process; they need an "
+            "engine of their own or a smaller max_response_length"
+        )
+        first = f"  on {gpu.name}: {gpu.memory_gb:g} GB, of which {reserve(gpu) / 1e9:.1f} are kept in reserve"
+        return [first, *([note] if over else [])]
     if config.cluster.gpu:
         known = ", ".join(known.name for known in GPUS)
         return [
@@ -71,9 +82,10 @@ def _flops(config: Config, segment: float) -> TokenFlops:
 
 
 def _speed(config: Config, found: Estimate, gpu: Gpu, row: Row) -> str:
-    mfu = found.tokens_per_s * _flops(config, row.segment).model / (gpu.bf16_tflops * 1e12)
+    share = mfu(found.tokens_per_s * _flops(config, row.segment).model, gpu.name)
+    assert share is not None
     return (
-        f"  sft speed, assumed: {found.tokens_per_s:,.0f} tokens/s a GPU, MFU {mfu:.0%}, where kernels reach "
+        f"  sft speed, assumed: {found.tokens_per_s:,.0f} tokens/s a GPU, MFU {share:.0%}, where kernels reach "
         f"{config.cluster.efficiency:.0%} of {gpu.bf16_tflops:g} TFLOP/s (cluster.efficiency)"
     )
 
@@ -102,6 +114,6 @@ def _layout_line(one: Estimate, config: Config) -> str:
     mine = (scale.recompute, parallel) == (config.scale.recompute, config.scale.parallel)
     return (
         f"{'*' if mine else ' '} {parallel.tensor:>6}  {parallel.pipeline:>8}  {parallel.context:>7}  "
-        f"{parallel.data:>4}  {scale.recompute:>9}  {one.memory.total / 1e9:>9.1f}  {'yes' if one.fits else 'no':>4}  {one.gflops:>11.1f}  "
-        f"{one.tokens_per_s:>14,.0f}"
+        f"{parallel.data:>4}  {scale.recompute:>9}  {one.memory.total / 1e9:>9.1f}  "
+        f"{'yes' if one.fits else 'no':>4}  {one.gflops:>11.1f}  {one.tokens_per_s:>14,.0f}"
     )

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from memory_cases import CASES, MODEL, VOCAB, Case
 
-from nemo_vibethinker.config import ScaleConfig
+from nemo_vibethinker.config import Config, ScaleConfig
 from nemo_vibethinker.costs.flops import segment_length
-from nemo_vibethinker.costs.memory import Row, layers_in_flight, rank_moments
+from nemo_vibethinker.costs.memory import DECODED_ROWS, Row, layers_in_flight, rank_moments, sampling_memory
 
 WORKER = Path(__file__).resolve().parent / "memory_worker.py"
 TOLERANCE = 0.15
@@ -61,15 +61,13 @@ def test_model_against_counted_bytes(tmp_path: Path, processes: int) -> None:
 
 
 def test_states_of_a_bf16_model_in_bytes_a_parameter() -> None:
-    """2 of weights, 4 of gradients, 12 of optimizer states that the replicas share (but fp32 norms)."""
+    """2 of weights, 4 of gradients, 12 of optimizer states that the replicas share."""
     row = Row(256, 256, 1)
     scale = Case("", 1, {"precision": "bf16", "parallel.data": 4}, [256]).scale()
     alone = Case("", 1, {"precision": "bf16"}, [256]).scale()
     shared, whole = (rank_moments(s, VOCAB, row, 0, on_gpu=False)[0] for s in (scale, alone))
-    norms = 9 * MODEL.hidden_size
     parameters = whole.gradients // 4
-    assert whole.weights == 2 * parameters + 2 * norms
-    assert whole.optimizer == 12 * parameters - 4 * norms
+    assert (whole.weights, whole.optimizer) == (2 * parameters, 12 * parameters)
     assert (shared.optimizer, shared.weights) == (whole.optimizer // 4, whole.weights)
 
 
@@ -100,3 +98,16 @@ def test_chunked_logits_do_not_grow_with_the_row() -> None:
     hidden = 4 * MODEL.hidden_size + 17
     assert loss_bytes(32, 1024) - loss_bytes(32, 512) == 512 * hidden
     assert loss_bytes(0, 1024) - loss_bytes(0, 512) == 512 * (8 * VOCAB + 13)
+
+
+def test_sampling_memory_counts_the_cache() -> None:
+    from nemo_vibethinker.rollout.megatron_engine import ROWS
+
+    config = Config(scale=Case("", 1, {"parallel.data": 2}, [1]).scale())
+    config.signal.math_16k.prompts_per_step = 4
+    config.signal.math_16k.group_size = 8
+    config.signal.math_16k.sampling.max_response_length = 100
+    states = rank_moments(config.scale, config.data.vocab_size, Row(1, 1, 1), 0, on_gpu=False)[0]
+    cache = 16 * 100 * 4 * 2 * 32 * 4  # responses, tokens, layers, keys and values of 2 heads of 16, bytes
+    assert sampling_memory(config)["mgpo.math_16k"] == states.weights + states.gradients + states.optimizer + cache
+    assert DECODED_ROWS == ROWS

@@ -122,7 +122,7 @@ def _update_seconds(config: Config, scale: ScaleConfig, gpu: Gpu) -> float:
     """Gradients in fp32 scattered and parameters gathered over the replicas, not overlapped with anything."""
     parallel = scale.parallel
     replicas = parallel.data * parallel.context
-    held = rank_parameters(scale.model, config.data.vocab_size, parallel, 0).total
+    held = rank_parameters(scale.model, config.data.vocab_size, parallel, 0)
     sent = held * (4 + (2 if scale.precision == "bf16" else 4)) * (replicas - 1) / replicas
     inside = replicas * parallel.tensor * parallel.pipeline <= GPUS_PER_NODE
     return sent / (gpu.nvlink_gb_per_s * 1e9 * NVLINK_SHARE if inside else NETWORK_GB_PER_S * 1e9)

@@ -7,11 +7,12 @@ explicit mask), SwiGLU unfused. `tests/test_memory_model.py` compares them with 
 
 from dataclasses import dataclass
 
-from nemo_vibethinker.config import Config, MgpoConfig, ModelConfig, ParallelConfig, ScaleConfig
+from nemo_vibethinker.config import SIGNAL_STAGES, Config, MgpoConfig, ModelConfig, ParallelConfig, ScaleConfig
 from nemo_vibethinker.costs.gpus import Gpu, find_gpu
 from nemo_vibethinker.costs.parameters import attention_widths, rank_parameters, stage_layers
 
 RESERVE_BYTES = 2 * 1024**3  # assumed: CUDA context, NCCL buffers, workspaces of matrix products
+DECODED_ROWS = 256  # responses side by side, `rollout.megatron_engine.ROWS`
 RESERVE_SHARE = 0.05  # assumed: of the GPU's memory, lost to the allocator's fragmentation
 
 
@@ -37,7 +38,7 @@ class Memory:
     """Bytes on one rank at the fullest moment of a step.
 
     Attributes:
-        weights: in the scale's precision, RMSNorm in fp32.
+        weights: in the scale's precision.
         gradients: Megatron's contiguous fp32 buffers.
         optimizer: two fp32 moments, and fp32 master weights of a bf16 model.
         activations: kept for the backward pass, or computed again for it.
@@ -111,10 +112,9 @@ def _bytes(scale: ScaleConfig) -> int:
 def _states(scale: ScaleConfig, vocab_size: int, stage: int) -> tuple[int, int, int]:
     parallel = scale.parallel
     held = rank_parameters(scale.model, vocab_size, parallel, stage)
-    master = 4 if scale.precision == "bf16" else 0
-    states = held.matrices * (8 + master) + held.norms * 8
+    states = held * (12 if scale.precision == "bf16" else 8)
     shards = parallel.data * parallel.context if parallel.distributed_optimizer else 1
-    return held.matrices * _bytes(scale) + held.norms * 4, held.total * 4, states // shards
+    return held * _bytes(scale), held * 4, states // shards
 
 
 def layers_in_flight(model: ModelConfig, parallel: ParallelConfig, stage: int, micro_batches: int) -> float:
@@ -157,7 +157,8 @@ def _layer(scale: ScaleConfig) -> float:
     """A layer but for its core attention."""
     model, size = scale.model, _bytes(scale)
     query, key_value = attention_widths(model)
-    qk_norm = (8 + size) * (query + key_value) * model.qk_norm
+    # In fp32 the input is a view of the product that stays anyway; rotating needs no copy of the output.
+    qk_norm = (4 if size == 4 else 8) * (query + key_value) * model.qk_norm
     rope = 4 * size * model.kv_channels  # sine and cosine, of query and of key
     # The rotated query and key; the values are a view of the whole product, which therefore stays.
     qkv = size * (query + key_value + (query + 2 * key_value))
@@ -197,6 +198,32 @@ def _loss_bytes(scale: ScaleConfig, vocab_size: int, tokens: float, entropy: boo
     chunk = min(tokens, scale.logprob_chunk) * 8 * width  # logits and their exponentials in fp32
     gradients = width * hidden * (4 if size == 4 else 6) + tokens * size * hidden  # of weights, in fp32, and of input
     return round(tokens * 17), round(chunk + gradients)
+
+
+def sampling_memory(config: Config) -> dict[str, int]:
+    """Bytes on one rank while a stage samples with the engine in the training process: weights or states, and the cache.
+
+    The engine makes room for the whole length of every response it decodes side by side. Prompts are not counted.
+    """
+    scale, replicas = config.scale, config.scale.parallel.data
+    weights, gradients, optimizer = _states(scale, config.data.vocab_size, 0)
+    lengths = {
+        "probe": config.probe.sampling.max_response_length,
+        "evaluate": config.evaluate.sampling.max_response_length,
+    }
+    found = {stage: weights + DECODED_ROWS * length * _cache_bytes(scale) for stage, length in lengths.items()}
+    for name in SIGNAL_STAGES:
+        mgpo: MgpoConfig = getattr(config.signal, name)
+        rows = min(DECODED_ROWS, -(-mgpo.prompts_per_step // replicas) * mgpo.group_size)
+        cache = rows * mgpo.sampling.max_response_length * _cache_bytes(scale)
+        found[f"mgpo.{name}"] = weights + gradients + optimizer + cache
+    return {stage: found[stage] for stage in config.stages if stage in found}
+
+
+def _cache_bytes(scale: ScaleConfig) -> int:
+    """Keys and values of one token on a rank of the first pipeline stage."""
+    layers = stage_layers(scale.model.num_layers, scale.parallel.pipeline, 0)
+    return 2 * attention_widths(scale.model)[1] * _bytes(scale) * layers // scale.parallel.tensor
 
 
 def reserve(gpu: Gpu) -> int:

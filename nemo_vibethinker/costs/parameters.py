@@ -1,26 +1,6 @@
 """Parameters of a Qwen2 or dense Qwen3 model, whole and of one rank's part."""
 
-from dataclasses import dataclass
-
 from nemo_vibethinker.config import ModelConfig, ParallelConfig
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """Parameter counts by the type they are kept in: RMSNorm weights stay fp32 in a bf16 model.
-
-    Attributes:
-        matrices: weight matrices, embeddings and biases, in the scale's precision.
-        norms: RMSNorm weights, always fp32.
-    """
-
-    matrices: int
-    norms: int
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.matrices + self.norms
 
 
 def layer_matrices(model: ModelConfig) -> int:
@@ -36,10 +16,10 @@ def attention_widths(model: ModelConfig) -> tuple[int, int]:
 
 def parameter_count(model: ModelConfig, vocab_size: int) -> int:
     """Parameters of the whole model: two RMSNorms a layer and a last one, no biases but on Q, K, V."""
-    return rank_parameters(model, vocab_size, ParallelConfig(), 0).total
+    return rank_parameters(model, vocab_size, ParallelConfig(), 0)
 
 
-def rank_parameters(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, stage: int) -> Parameters:
+def rank_parameters(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, stage: int) -> int:
     """Parameters that a rank of pipeline stage `stage` (from 0) holds; the last stage has its own tied embeddings."""
     first, last = stage == 0, stage == parallel.pipeline - 1
     query, key_value = attention_widths(model)
@@ -48,7 +28,7 @@ def rank_parameters(model: ModelConfig, vocab_size: int, parallel: ParallelConfi
     embeddings = first + last - (first and last and model.tie_embeddings)
     split = layers * (layer_matrices(model) + biases) + embeddings * vocab_size * model.hidden_size
     norms = layers * (2 * model.hidden_size + 2 * model.kv_channels * model.qk_norm) + last * model.hidden_size
-    return Parameters(split // parallel.tensor, norms)
+    return split // parallel.tensor + norms
 
 
 def stage_layers(num_layers: int, stages: int, stage: int) -> int:
