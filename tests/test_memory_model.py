@@ -101,8 +101,6 @@ def test_chunked_logits_do_not_grow_with_the_row() -> None:
 
 
 def test_sampling_memory_counts_the_cache() -> None:
-    from nemo_vibethinker.rollout.megatron_engine import ROWS
-
     config = Config(scale=Case("", 1, {"parallel.data": 2}, [1]).scale())
     config.signal.math_16k.prompts_per_step = 4
     config.signal.math_16k.group_size = 8
@@ -110,4 +108,6 @@ def test_sampling_memory_counts_the_cache() -> None:
     states = rank_moments(config.scale, config.data.vocab_size, Row(1, 1, 1), 0, on_gpu=False)[0]
     cache = 16 * 100 * 4 * 2 * 32 * 4  # responses, tokens, layers, keys and values of 2 heads of 16, bytes
     assert sampling_memory(config)["mgpo.math_16k"] == states.weights + states.gradients + states.optimizer + cache
-    assert DECODED_ROWS == ROWS
+    assert sampling_memory(config)["evaluate"] == states.weights + 256 * 128 * 4 * 2 * 32 * 4
+    engine = (WORKER.parent.parent / "nemo_vibethinker/rollout/megatron_engine.py").read_text()
+    assert f"\nROWS = {DECODED_ROWS} " in engine

@@ -157,8 +157,8 @@ def _layer(scale: ScaleConfig) -> float:
     """A layer but for its core attention."""
     model, size = scale.model, _bytes(scale)
     query, key_value = attention_widths(model)
-    # In fp32 the input is a view of the product that stays anyway; rotating needs no copy of the output.
-    qk_norm = (4 if size == 4 else 8) * (query + key_value) * model.qk_norm
+    # Input and normalised input in fp32; an fp32 key is a view of the product that stays anyway.
+    qk_norm = (8 * query + (4 if size == 4 else 8) * key_value) * model.qk_norm
     rope = 4 * size * model.kv_channels  # sine and cosine, of query and of key
     # The rotated query and key; the values are a view of the whole product, which therefore stays.
     qkv = size * (query + key_value + (query + 2 * key_value))
@@ -207,15 +207,13 @@ def sampling_memory(config: Config) -> dict[str, int]:
     """
     scale, replicas = config.scale, config.scale.parallel.data
     weights, gradients, optimizer = _states(scale, config.data.vocab_size, 0)
-    lengths = {
-        "probe": config.probe.sampling.max_response_length,
-        "evaluate": config.evaluate.sampling.max_response_length,
-    }
-    found = {stage: weights + DECODED_ROWS * length * _cache_bytes(scale) for stage, length in lengths.items()}
+    lengths = {name: getattr(config, name).sampling.max_response_length for name in ("probe", "evaluate")}
+    cache = DECODED_ROWS * _cache_bytes(scale)
+    found = {stage: weights + cache * length for stage, length in lengths.items()}
     for name in SIGNAL_STAGES:
         mgpo: MgpoConfig = getattr(config.signal, name)
         rows = min(DECODED_ROWS, -(-mgpo.prompts_per_step // replicas) * mgpo.group_size)
-        cache = rows * mgpo.sampling.max_response_length * _cache_bytes(scale)
+        cache = rows * _cache_bytes(scale) * mgpo.sampling.max_response_length
         found[f"mgpo.{name}"] = weights + gradients + optimizer + cache
     return {stage: found[stage] for stage in config.stages if stage in found}
 
