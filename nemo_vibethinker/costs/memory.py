@@ -201,7 +201,7 @@ def _loss_bytes(scale: ScaleConfig, vocab_size: int, tokens: float, entropy: boo
 
 
 def sampling_memory(config: Config) -> dict[str, int]:
-    """Bytes on one rank while a stage samples with the engine in the training process: weights or states, and the cache.
+    """Bytes on one rank while a stage samples with the engine in the training process: weights or states, and cache.
 
     The engine makes room for the whole length of every response it decodes side by side. Prompts are not counted.
     """
