@@ -17,23 +17,30 @@ logging.getLogger("megatron.core.optimizer").setLevel(logging.ERROR)
 
 def build_optimizer(chunks: Sequence[DistributedDataParallel], config: OptimizerConfig) -> MegatronOptimizer:
     """AdamW with gradients, moments and master weights in fp32; the distributed optimizer shards them over replicas."""
-    bf16 = chunks[0].config.bf16
-    megatron_config = MegatronOptimizerConfig(
-        optimizer="adam",
-        lr=config.lr,
-        weight_decay=config.weight_decay,
-        adam_beta1=config.beta1,
-        adam_beta2=config.beta2,
-        adam_eps=config.eps,
-        clip_grad=config.clip_grad,
-        use_distributed_optimizer=chunks[0].ddp_config.use_distributed_optimizer,
-        bf16=bf16,
-        params_dtype=torch.bfloat16 if bf16 else torch.float32,
+    settings = optimizer_settings(
+        config, bf16=chunks[0].config.bf16, distributed=chunks[0].ddp_config.use_distributed_optimizer
     )
+    megatron_config = MegatronOptimizerConfig(**settings)
     optimizer: Any = get_megatron_optimizer(megatron_config, list(chunks))
     for part in optimizer.chained_optimizers:  # a resume point may be saved before the first update
         part.init_state_fn(part.optimizer)
     return optimizer
+
+
+def optimizer_settings(config: OptimizerConfig, *, bf16: bool, distributed: bool) -> dict[str, Any]:
+    """The arguments of Megatron's `OptimizerConfig`."""
+    return {
+        "optimizer": "adam",
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "adam_beta1": config.beta1,
+        "adam_beta2": config.beta2,
+        "adam_eps": config.eps,
+        "clip_grad": config.clip_grad,
+        "use_distributed_optimizer": distributed,
+        "bf16": bf16,
+        "params_dtype": torch.bfloat16 if bf16 else torch.float32,
+    }
 
 
 def set_lr(optimizer: MegatronOptimizer, lr: float) -> None:

@@ -12,6 +12,7 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from nemo_vibethinker.megatron.distributed import host_data_parallel_group, pipeline_parallel_group
@@ -69,14 +70,9 @@ def run_forward_backward(
 
     def forward_step(iterator: Iterator[MicroBatch], module: torch.nn.Module) -> tuple[Tensor, Callable]:
         batch = next(iterator)
-        return forward_logits(module, batch), partial(_report, loss_function, batch)  # pyright: ignore
+        return forward_logits(module, batch), partial(loss_report, loss_function, batch)  # pyright: ignore
 
-    config = chunks[0].config
-    longest = max(sum(padded_lengths(batch.lengths, config)) for batch in batches)
-    row_length = 0 if config.variable_seq_lengths else longest
-    shares = [rank_share(batch, config, row_length) for batch in batches]
-    if len(chunks) > 1:  # the interleaved schedule takes the micro-batches in groups, one for each pipeline stage
-        shares += [weightless(shares[0])] * (-len(shares) % config.pipeline_model_parallel_size)
+    shares, longest = schedule_rows(batches, chunks[0].config, len(chunks))
     iterators = [iter(shares) for _ in chunks]
     run_schedule: Any = get_forward_backward_func()
     return run_schedule(
@@ -90,7 +86,22 @@ def run_forward_backward(
     )
 
 
-def _report(loss_function: LossFunction, batch: MicroBatch, output: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def schedule_rows(
+    batches: Sequence[MicroBatch], config: TransformerConfig, chunks: int = 1
+) -> tuple[list[MicroBatch], int]:
+    """What a pipeline schedule takes: this rank's share of each row, and the tokens of the longest whole row."""
+    longest = max(sum(padded_lengths(batch.lengths, config)) for batch in batches)
+    row_length = 0 if config.variable_seq_lengths else longest
+    shares = [rank_share(batch, config, row_length) for batch in batches]
+    if chunks > 1:  # the interleaved schedule takes the micro-batches in groups, one for each pipeline stage
+        shares += [weightless(shares[0])] * (-len(shares) % config.pipeline_model_parallel_size)
+    return shares, longest
+
+
+def loss_report(
+    loss_function: LossFunction, batch: MicroBatch, output: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """What a pipeline schedule asks of a loss: summed loss, integer count, and all sums of the micro-batch by name."""
     loss, count, statistics = loss_function(batch, output)
     report = {"loss": loss.detach(), "count": count.detach(), **statistics}
     return loss, count.to(torch.int), report
@@ -130,12 +141,17 @@ def sum_over_ranks(reports: list[dict[str, Tensor]]) -> dict[str, float]:
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     box: list[dict[str, float] | None] = [None]
     if parallel_state.is_pipeline_last_stage():
-        names = sorted({name for report in reports for name in report})
-        values = torch.tensor([[float(report[name]) for name in names] for report in reports], dtype=torch.float64)
-        sums = values.sum(0)
-        torch.distributed.all_reduce(sums, group=host_data_parallel_group(with_context_parallel=True))
-        box = [dict(zip(names, sums.tolist(), strict=True))]
+        box = [sum_over_replicas(reports)]
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         torch.distributed.broadcast_object_list(box, src=last, group=pipeline_parallel_group())
     assert box[0] is not None
     return box[0]
+
+
+def sum_over_replicas(reports: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """`sum_over_ranks` on the last pipeline stage alone, the only one that has reports."""
+    names = sorted({name for report in reports for name in report})
+    values = torch.tensor([[float(report[name]) for name in names] for report in reports], dtype=torch.float64)
+    sums = values.sum(0)
+    torch.distributed.all_reduce(sums, group=host_data_parallel_group(with_context_parallel=True))
+    return dict(zip(names, sums.tolist(), strict=True))

@@ -1,7 +1,7 @@
 """The on-policy loop: sample, grade, weigh, update. Imports Megatron; the rest of `signal` does not."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -143,20 +143,29 @@ def update(
     step: int,
 ) -> list[StepResult]:
     """`updates_per_rollout` optimizer steps, each on its share of the prompts; none where no group has variance."""
-    lr = config.optimizer.lr * min(1.0, step / (config.warmup_steps or 1))
-    set_lr(optimizer, lr)
+    set_lr(optimizer, learning_rate(config, step))
     loss_function = make_loss(config)
-    parts = _parts(len(rollout.samples), config.updates_per_rollout)
     results = []
-    for part in range(config.updates_per_rollout):
-        samples = [s for group, its_part in zip(rollout.samples, parts, strict=True) if its_part == part for s in group]
-        if _count_everywhere(len(samples)) == 0:
-            continue
-        result = train_step(chunks, optimizer, policy_micro_batches(samples, config), loss_function)
+    for batches in update_batches(rollout, config):
+        result = train_step(chunks, optimizer, batches, loss_function)
         if not result.applied:
             raise RuntimeError(f"step {step}: the policy gradient is not finite; lower the stage's optimizer.lr")
         results.append(result)
     return results
+
+
+def learning_rate(config: MgpoConfig, step: int) -> float:
+    """Of all updates on the rollout of step `step` (from 1): linear warm-up, then constant."""
+    return config.optimizer.lr * min(1.0, step / (config.warmup_steps or 1))
+
+
+def update_batches(rollout: Rollout, config: MgpoConfig) -> Iterator[list[MicroBatch]]:
+    """This rank's micro-batches of each update on a rollout; an update for which no rank has samples is left out."""
+    parts = _parts(len(rollout.samples), config.updates_per_rollout)
+    for part in range(config.updates_per_rollout):
+        samples = [s for group, its_part in zip(rollout.samples, parts, strict=True) if its_part == part for s in group]
+        if _count_everywhere(len(samples)) > 0:
+            yield policy_micro_batches(samples, config)
 
 
 def _parts(prompts: int, updates: int) -> list[int]:

@@ -33,7 +33,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     with make_grader(config) as grader:
         sampler = make_sampler(config, chunks, tokenizer, grader)
         data = inputs["rl_code_data" if name == CODE_DOMAIN else "rl_math_data"]
-        prompts, kept = _training_prompts(config, stage, sampler, read_jsonl(data), folder, context)
+        prompts, kept = training_prompts(config, stage, sampler, read_jsonl(data), folder, context)
         if prompts:
             _train(config, stage, sampler, prompts, folder, context)
     save_model(chunks, folder / "model")
@@ -41,7 +41,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     return StageResult(outputs=outputs, metrics={"prompts": kept, "steps": stage.steps if prompts else 0})
 
 
-def _training_prompts(
+def training_prompts(
     config: Config, stage: MgpoConfig, sampler: Sampler, records: list[Record], folder: Path, context: StageContext
 ) -> tuple[list[Record], dict[str, int]]:
     """The prompts to train on, and how many were scored and kept; the choice is kept in `folder` for a resume."""
