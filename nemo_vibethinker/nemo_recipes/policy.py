@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo.lightning import io
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from nemo.lightning.pytorch.optim import OptimizerModule
@@ -69,6 +70,7 @@ class PolicyModule(pl.LightningModule, io.IOMixin):
         if self.chunks:
             return
         check_layout(self.run_config)
+        model_parallel_cuda_manual_seed(self.run_config.seed + 1)  # as `distributed.initialize`; NeMo seeds GPUs only
         inputs = stage_inputs(self.run_dir, self.stage)
         chunks = build_run_model(self.run_config, load_tokenizer(inputs))
         if not self.is_sft:
