@@ -1,7 +1,7 @@
 """Runs stages of one run folder by the project's driver and by NeMo's strategy, in NeMo's environment.
 
-    python nemo_worker.py driver RUN_DIR STAGE
-    python nemo_worker.py nemo RUN_DIR STAGE OUT       (several processes: under torchrun)
+python nemo_worker.py driver RUN_DIR STAGE
+python nemo_worker.py nemo RUN_DIR STAGE OUT       (several processes: under torchrun)
 """
 
 import json

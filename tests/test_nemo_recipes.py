@@ -1,6 +1,6 @@
 """The NeMo recipes against the project's own driver. Run in NeMo's environment (docker/requirements-nemo.txt):
 
-    python -m pytest -p no:xdist -o addopts="" tests/test_nemo_recipes.py
+python -m pytest -p no:xdist -o addopts="" tests/test_nemo_recipes.py
 """
 
 import importlib.util
@@ -138,12 +138,11 @@ def test_settings_come_from_the_configuration(large_run: Path, stage: str) -> No
     assert recipe.trainer.plugins.precision == "bf16-mixed"
     assert (recipe.trainer.num_nodes, recipe.trainer.devices) == (2, 8)
     mgpo = config.signal.math_16k
-    optimizer, steps = (
-        (config.sft.optimizer, config.sft.steps) if stage == "sft" else (mgpo.optimizer, 2 * mgpo.steps)
-    )
+    optimizer, steps = (config.sft.optimizer, config.sft.steps) if stage == "sft" else (mgpo.optimizer, 2 * mgpo.steps)
     assert recipe.trainer.max_steps == steps
     found = recipe.optim.config
-    assert (found.lr, found.weight_decay, found.clip_grad) == (optimizer.lr, optimizer.weight_decay, optimizer.clip_grad)
+    assert (found.lr, found.weight_decay) == (optimizer.lr, optimizer.weight_decay)
+    assert found.clip_grad == optimizer.clip_grad
     assert (found.adam_beta1, found.adam_beta2, found.adam_eps) == (optimizer.beta1, optimizer.beta2, optimizer.eps)
     assert found.use_distributed_optimizer
     assert found.bf16

@@ -14,7 +14,7 @@ def install_nemo_cpu_platform() -> None:
     """
     if not install_cpu_platform() or getattr(torch.Tensor.to, "_nvt_cpu_platform", False):
         return
-    original = torch.Tensor.to
+    original: Any = torch.Tensor.to
 
     def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         places = [torch.device("cpu") if _is_cuda(arg) else arg for arg in args]

@@ -125,7 +125,7 @@ def nemo_optimizer(config: Config, optimizer: OptimizerConfig) -> run.Config[Meg
 
 
 def decays_all(name: str, parameter: torch.Tensor) -> bool:
-    """Which parameters have no weight decay: none, as in the project's driver. NeMo would leave out biases and norms."""
+    """Whether a parameter has no weight decay: never, as in the project's driver (NeMo exempts biases and norms)."""
     return False
 
 
