@@ -1,4 +1,6 @@
 """The micro-batches of each optimizer step, and how NeMo's Megatron step takes them."""
+# pyright: reportMissingImports=false
+# (NeMo has an environment of its own)
 
 import dataclasses
 from collections.abc import Iterator
