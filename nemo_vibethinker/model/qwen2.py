@@ -238,7 +238,7 @@ def build_model(config: Config, vocab_size: int, weights: TensorSource | None = 
 
 def wrap_for_training(config: Config, chunks: Sequence[GPTModel]) -> list[DistributedDataParallel]:
     """Megatron's data-parallel wrapper with contiguous fp32 gradient buffers, for each chunk."""
-    settings = ddp_config(config)
+    settings = DistributedDataParallelConfig(**ddp_settings(config))
     wrapped = [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
     for chunk in chunks:
         assert isinstance(chunk, PolicyModel)
@@ -249,14 +249,14 @@ def wrap_for_training(config: Config, chunks: Sequence[GPTModel]) -> list[Distri
     return wrapped
 
 
-def ddp_config(config: Config) -> DistributedDataParallelConfig:
-    """Gradients are reduced in fp32.
+def ddp_settings(config: Config) -> dict[str, Any]:
+    """The arguments of Megatron's `DistributedDataParallelConfig`; gradients are reduced in fp32.
 
     Gathering parameters during the next forward pass (`overlap_param_gather`) is not offered: between two steps
     generation, weight synchronisation and checkpoints read parameters that would still be on their way.
     """
-    return DistributedDataParallelConfig(
-        use_distributed_optimizer=config.scale.parallel.distributed_optimizer,
-        grad_reduce_in_fp32=True,
-        overlap_grad_reduce=config.scale.overlap_grad_reduce,
-    )
+    return {
+        "use_distributed_optimizer": config.scale.parallel.distributed_optimizer,
+        "grad_reduce_in_fp32": True,
+        "overlap_grad_reduce": config.scale.overlap_grad_reduce,
+    }

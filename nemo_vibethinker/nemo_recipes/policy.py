@@ -18,7 +18,7 @@ from nemo_vibethinker.config import Config
 from nemo_vibethinker.megatron.checkpoint import load_model, save_model
 from nemo_vibethinker.megatron.micro_batch import MicroBatch
 from nemo_vibethinker.megatron.train_step import LossFunction, forward_logits, loss_report, sum_over_replicas
-from nemo_vibethinker.model.qwen2 import transformer_config
+from nemo_vibethinker.model.qwen2 import run_kernels, transformer_config
 from nemo_vibethinker.nemo_recipes.stage_input import stage_config, stage_inputs, stage_output
 from nemo_vibethinker.signal.loop import make_loss
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
@@ -56,7 +56,7 @@ class PolicyModule(pl.LightningModule, io.IOMixin):
         super().__init__()
         self.run_dir, self.stage = run_dir, stage
         self.run_config = stage_config(run_dir, stage)
-        self.config = transformer_config(self.run_config)
+        self.config = transformer_config(self.run_config, run_kernels(self.run_config))
         self.chunks: list[GPTModel] = []  # the bare model, also when NeMo has wrapped `module`
         self.optim = optim
         if optim is not None:

@@ -1,6 +1,4 @@
 """The recipes: `nemo_run` partials of NeMo's `llm.train`, every setting taken from a run's configuration.
-# pyright: reportMissingImports=false
-# (NeMo has an environment of its own)
 
     import nemo_run as run
     from nemo_vibethinker.nemo_recipes.recipes import vibethinker_1p5b_sft
@@ -9,11 +7,12 @@
 
 The run folder must lie where every process of the job sees it, with the stages before the recipe's own done.
 
-Proven on the CPU with one process, checkpoints included. With two (tensor parallelism over gloo) the steps ran too, with
-the driver's losses, but NeMo's `ModelCheckpoint` then waited for ever: `file_exists` broadcasts a flag over the default
-group, both ranks make the same collectives in the same order up to it, and neither returns; no error is raised. Nothing
-here has run on a GPU.
+Proven on the CPU with one process, checkpoints included. With two (tensor parallelism, gloo) the steps ran too, with
+the driver's losses, but NeMo's `ModelCheckpoint` then waited for ever in `file_exists`, which broadcasts a flag over
+the default group; both ranks stood in that same broadcast and no error was raised. Nothing here has run on a GPU.
 """
+# pyright: reportMissingImports=false
+# (NeMo has an environment of its own)
 
 from typing import Any
 
