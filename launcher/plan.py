@@ -6,8 +6,9 @@ from launcher.estimate import estimate_seconds, filter_prompts, probed_checkpoin
 from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, flatten
 from nemo_vibethinker.costs.parameters import parameter_count
 from nemo_vibethinker.megatron.capabilities import detect_machine, select_kernels
-from nemo_vibethinker.metrics_log import STAGE_WIDTH, format_duration
+from nemo_vibethinker.metrics_log import STAGE_WIDTH
 from nemo_vibethinker.pipeline import starting_artefacts, survey
+from nemo_vibethinker.progress import format_duration
 from nemo_vibethinker.run_folder import RunFolder
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from nemo_vibethinker.config import STAGES
 from nemo_vibethinker.ledger import Ledger
+from nemo_vibethinker.progress import format_duration
 from nemo_vibethinker.run_folder import append_json_line, read_json_lines
 
 STAGE_WIDTH = max(len(stage) for stage in STAGES)
@@ -133,17 +134,6 @@ def format_line(
     if eta_s is not None:
         columns.append(f"eta {format_duration(eta_s)}")
     return " | ".join(column for column in columns if column)
-
-
-def format_duration(seconds: float) -> str:
-    """Two units at most: `12s`, `4m 10s`, `2h 05m`, `1d 4h`."""
-    whole = round(seconds)
-    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
-    if days:
-        return f"{days}d {hours % 24}h"
-    if hours:
-        return f"{hours}h {minutes % 60:02d}m"
-    return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"
 
 
 def _group(names: tuple[str, ...], fields: Mapping[str, Any]) -> str:

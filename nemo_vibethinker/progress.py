@@ -3,8 +3,6 @@
 import sys
 import time
 
-from nemo_vibethinker.metrics_log import format_duration
-
 INTERVAL_S = 1.0
 
 
@@ -52,3 +50,14 @@ class Progress:
         if 0 < share < 1:
             parts.append(f"eta {format_duration(seconds * (1 / share - 1))}")
         return " | ".join([*parts, *([note] if note else [])])
+
+
+def format_duration(seconds: float) -> str:
+    """Two units at most: `12s`, `4m 10s`, `2h 05m`, `1d 4h`."""
+    whole = round(seconds)
+    minutes, hours, days = whole // 60, whole // 3600, whole // 86400
+    if days:
+        return f"{days}d {hours % 24}h"
+    if hours:
+        return f"{hours}h {minutes % 60:02d}m"
+    return f"{minutes}m {whole % 60:02d}s" if minutes else f"{whole}s"

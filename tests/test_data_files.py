@@ -170,7 +170,9 @@ def test_an_unreachable_hub_is_one_line() -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: dataset owner/absent:main cannot be loaded from the hub (")
+    assert last.startswith(
+        "python -m nemo_vibethinker.data.readers: dataset owner/absent:main cannot be loaded from the hub ("
+    )
     assert "network" in last
 
 

@@ -12,7 +12,8 @@ import pytest
 from nemo_vibethinker import ledger as ledger_module
 from nemo_vibethinker import metrics_log
 from nemo_vibethinker.ledger import Ledger, summarise, total
-from nemo_vibethinker.metrics_log import MetricsLog, format_duration, format_line, read_metrics
+from nemo_vibethinker.metrics_log import MetricsLog, format_line, read_metrics
+from nemo_vibethinker.progress import format_duration
 from nemo_vibethinker.run_folder import read_json_lines
 
 

@@ -20,6 +20,7 @@ from nemo_vibethinker.megatron.platform import install_cpu_platform
 
 install_cpu_platform()
 
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.models.common.embeddings import rope_utils
 
 from launcher.cli import axis_names, parse
@@ -32,7 +33,7 @@ from nemo_vibethinker.megatron.train_step import forward_logits, train_step
 from nemo_vibethinker.model.hf_weights import random_hf_tensors, stream_hf_tensors
 from nemo_vibethinker.model.qwen2 import (
     build_model,
-    ddp_config,
+    ddp_settings,
     run_kernels,
     transformer_config,
     wrap_for_training,
@@ -274,7 +275,7 @@ def test_every_scale_passes_megatrons_checks(name: str, machine: Machine, tiny_c
         pytest.skip("FP8 is refused on a CPU")
     made = transformer_config(config, select_kernels(config, machine))
     assert made.bf16 == (config.scale.precision == "bf16")
-    settings = ddp_config(config)
+    settings = DistributedDataParallelConfig(**ddp_settings(config))
     # The optimizer's configuration is checked as it is built: for a small model of this scale's precision.
     small = copy.deepcopy(tiny_config)
     small.scale.precision = config.scale.precision

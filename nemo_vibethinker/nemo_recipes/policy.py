@@ -21,7 +21,7 @@ from nemo_vibethinker.megatron.train_step import LossFunction, forward_logits, l
 from nemo_vibethinker.model.qwen2 import run_kernels, transformer_config
 from nemo_vibethinker.nemo_recipes.stage_input import stage_config, stage_inputs, stage_output
 from nemo_vibethinker.signal.loop import make_loss
-from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
+from nemo_vibethinker.stages.common import build_run_model
 from nemo_vibethinker.stages.sft import checkpoint_folder, sft_loss
 
 
@@ -74,7 +74,7 @@ class PolicyModule(pl.LightningModule, io.IOMixin):
         check_layout(self.run_config)
         model_parallel_cuda_manual_seed(self.run_config.seed + 1)  # as `distributed.initialize`; NeMo seeds GPUs only
         inputs = stage_inputs(self.run_dir, self.stage)
-        chunks = build_run_model(self.run_config, load_tokenizer(inputs))
+        chunks = build_run_model(self.run_config, inputs, pretrained=self.is_sft)
         if not self.is_sft:
             load_model(chunks, inputs["policy"])
         self.chunks, (self.module,) = chunks, chunks

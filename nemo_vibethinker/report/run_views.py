@@ -7,7 +7,7 @@ from typing import Any
 from nemo_vibethinker.config import CODE_DOMAIN
 from nemo_vibethinker.evaluation.scores import MATH_UNION
 from nemo_vibethinker.ledger import StageCost, total
-from nemo_vibethinker.metrics_log import format_duration
+from nemo_vibethinker.progress import format_duration
 from nemo_vibethinker.report import charts, svg
 from nemo_vibethinker.report.gather import RunData
 from nemo_vibethinker.report.model_views import ScoreBoard, final_model, percent, stage_colour
