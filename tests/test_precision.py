@@ -41,6 +41,8 @@ from nemo_vibethinker.model.qwen2 import (
 from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.stages.sft import sft_loss
 
+pytestmark = pytest.mark.e2e
+
 VOCAB = 320
 CPU = Machine(cuda=False, transformer_engine="", wgrad_kernel=False)
 HOPPER = Machine(cuda=True, transformer_engine="2.11.0+abc", wgrad_kernel=True, chip=(9, 0))

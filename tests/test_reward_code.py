@@ -15,6 +15,8 @@ from nemo_vibethinker.reward.code import CodeVerifier, extract_program
 from nemo_vibethinker.reward.grader import Grader
 from nemo_vibethinker.reward.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("NVT_DATA_DIR", ROOT.parent / "shared" / "data"))
 CUBE = ["assert f(2) == 8", "assert f(3) == 27"]

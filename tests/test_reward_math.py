@@ -183,6 +183,7 @@ def test_a_reference_that_never_ends_is_ungraded_and_the_grader_stays_usable() -
         assert verifier.grade("\\sqrt{4}", "\\boxed{1+1}").kind == "right"
 
 
+@pytest.mark.e2e
 def test_an_answer_that_never_ends_is_wrong() -> None:
     with MathVerifier(deadline_s=3) as verifier:
         assert verifier.grade("\\sum_{k=1}^{n} k", f"\\boxed{{{ENDLESS}}}").kind == "wrong"

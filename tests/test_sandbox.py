@@ -13,6 +13,8 @@ from nemo_vibethinker.reward import _mounts
 from nemo_vibethinker.reward import sandbox as module
 from nemo_vibethinker.reward.sandbox import Limits, Sandbox, SandboxError, find_sandbox
 
+pytestmark = pytest.mark.e2e
+
 LIMITS = Limits(wall_s=10, cpu_s=1, memory_mb=256, processes=6, file_mb=1, output_kb=8)
 
 
