@@ -307,7 +307,7 @@ def check_paths(config: Config) -> None:
     model = config.scale.model
     if model.path is not None and Path(model.path).exists():
         model.path = str(Path(model.path).resolve())
-        check_model_config(model, Path(model.path))
+        data.vocab_size = check_model_config(model, Path(model.path))
     source = config.run.from_run
     if source is not None and not (Path(source) / "config.yaml").is_file():
         raise ValueError(f"run.from_run={source}: not a run folder (it has no config.yaml)")

@@ -41,7 +41,7 @@ class DataConfig:
     probe: list[str] = field(default_factory=list)  # datasets with answers; empty: held out of `rl`
     evaluation: list[str] = field(default_factory=list)  # datasets with answers or tests; empty: held out of `rl`
     instruction: str = r"Let's think step by step and output the final answer within \boxed{}."
-    vocab_size: int = 512
+    vocab_size: int = 512  # of the tokenizer that is trained; with scale.model.path, the base model's
     sft_problems_per_domain: int = 1500  # of each of the four maths domains; every problem has two solutions
     rl_problems_per_domain: int = 400
     probe_problems_per_domain: int = 32

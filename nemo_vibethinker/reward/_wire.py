@@ -5,6 +5,7 @@ into fresh objects; anything else stays where it is and travels as a reference.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ class Uncarried(BaseException):
     """A test hands the program an object that this protocol does not carry."""
 
 
-class Peer:
+class Peer(ABC):
     """One end of the pipes: requests to the other end, and answers to its requests while waiting for its reply."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
@@ -63,11 +64,13 @@ class Peer:
             names = [base.__name__ for base in type(error).__mro__]
             self.send(("raised", names, str(error)[:REASON_LENGTH]))
 
+    @abstractmethod
     def perform(self, operation: str, *arguments: Any) -> Any:
-        raise NotImplementedError
+        """Do what the other end requests."""
 
+    @abstractmethod
     def error(self, names: list[str], text: str) -> Exception:
-        raise NotImplementedError
+        """What to raise for an exception of the other end."""
 
     def pack(self, value: Any, out: bytearray) -> None:
         kind = _plain_kind(value)
@@ -97,11 +100,13 @@ class Peer:
             return _BUILD[tag]([self.unpack(cursor) for _ in range(size)])
         return self.resolve(tag, cursor.take(size))
 
+    @abstractmethod
     def refer(self, value: Any) -> tuple[bytes, bytes]:
-        raise NotImplementedError
+        """Tag and content of a reference to a value that is not plain."""
 
+    @abstractmethod
     def resolve(self, tag: bytes, content: bytes) -> Any:
-        raise NotImplementedError
+        """The value that a reference stands for at this end."""
 
 
 class Cursor:

@@ -165,7 +165,7 @@ def _grade_chunk(verifier: MathVerifier, cases: list[Case]) -> list[Verdict]:
 _HELP = r"""Grade answers of mathematics: right, wrong with the reason, or ungraded where the grader itself failed.
 
 A case is {"id": ..., "gold": REFERENCE, "prediction": ANSWER}, the answer bare, boxed or stated in a text, or
-{"id": ..., "gold": REFERENCE, "response": TEXT}. One comparison takes at most 2 seconds.
+{"id": ..., "gold": REFERENCE, "response": TEXT}. One comparison may compute for 2 seconds.
 
 example: python -m nemo_vibethinker.reward.math --cases cases.jsonl --out verdicts.jsonl
 """
