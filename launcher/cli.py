@@ -372,7 +372,7 @@ The same command resumes an interrupted run, and shows the result of a finished 
 
 {sections}
 
-Any key of the schema (nemo_vibethinker/config.py) can be set:
+Any key of the schema (nemo_vibethinker/config/) can be set:
   plan=true        print what would happen, with memory and FLOPs, and run nothing
   plan=layouts     compare the layouts of cluster.processes GPUs of the kind cluster.gpu, and run nothing
   run.name=NAME    folder of the run below run.root (default: <recipe>-<scale>-seed<seed>)
