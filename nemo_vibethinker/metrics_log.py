@@ -10,6 +10,8 @@ Fields with a column (all optional; others go to `run.jsonl` only):
     entropy, mismatch_kl                               nats per token
     generate_share, grade_share, update_share, sync_share, idle_share   of the step's wall time
     tokens_per_second, mfu                             per process (GPU); model FLOP utilisation, 0 to 1
+
+Without a column, for the report: p_correct_counts, prompts by their share of right responses (0/G, 1/G, ... G/G).
 """
 
 import math

@@ -114,6 +114,7 @@ def test_rollout_metrics_closed_form() -> None:
         "zero_variance_share": pytest.approx(2 / 3),
         "ungraded_share": pytest.approx(5 / 12),
         "ungraded_reasons": ["the grader ran out of time"],
+        "p_correct_counts": [0, 1, 0, 0, 1],  # a third of the graded ones, and all
     }
 
 

@@ -196,7 +196,17 @@ def rollout_metrics(rollout: Rollout, config: MgpoConfig) -> dict[str, Any]:
         "zero_variance_share": sum(f["degenerate"] for f in facts) / len(facts),
         "ungraded_share": 1 - sum(f["graded"] for f in facts) / count,
         "ungraded_reasons": sorted({reason for f in facts for reason in f["reasons"]}),
+        "p_correct_counts": _p_correct_counts(facts, k),
     }
+
+
+def _p_correct_counts(facts: Sequence[dict[str, Any]], group_size: int) -> list[int]:
+    """Prompts by their share of right responses, rounded to 0/G, 1/G, ... G/G; those without a grade are left out."""
+    counts = [0] * (group_size + 1)
+    for fact in facts:
+        if fact["graded"]:
+            counts[round(group_size * fact["right"] / fact["graded"])] += 1
+    return counts
 
 
 def _facts(rollout: Rollout, config: MgpoConfig) -> list[dict[str, Any]]:
