@@ -27,13 +27,20 @@ LOCK_VARIABLE = "NVT_RUN_LOCK"  # set by a launcher that holds the lock of this 
 
 
 def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON line; after a line that a kill has torn, start on a fresh one."""
-    with open(path, "ab+") as file:
+    """Append one JSON line; after a line that a kill has torn, start on a fresh one.
+
+    Processes of several hosts may append to one file: a lock keeps their lines apart, on network file systems too,
+    where O_APPEND alone does not.
+    """
+    with open(path, "ab+", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         torn = False
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
-        file.write(b"\n" * torn + json.dumps(record).encode() + b"\n")
+        line = b"\n" * torn + json.dumps(record).encode() + b"\n"
+        while line:
+            line = line[file.write(line) :]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -259,8 +266,8 @@ def config_hash(config: Config) -> str:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    place = ("run.root", "run.name")
-    return {key: v for key, v in flatten(config).items() if key not in place and not key.startswith("cluster.")}
+    no_result = ("run.root", "run.name", "cluster.", "budget.")
+    return {key: value for key, value in flatten(config).items() if not key.startswith(no_result)}
 
 
 def code_version() -> dict[str, str]:
@@ -288,7 +295,8 @@ def _git_commit() -> str:
 def open_run(config: Config) -> RunFolder:
     """Create the run's folder or open it again, and lock it for this process.
 
-    The stored configuration follows changes of `run.root`, `run.name` and `cluster.*`, which decide no result.
+    The stored configuration follows changes of `run.root`, `run.name`, `cluster.*` and `budget.*`, which decide no
+    result.
 
     Raises:
         ValueError: the folder holds a run with another configuration, or is no run folder, or is in use.

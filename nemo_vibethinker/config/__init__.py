@@ -3,6 +3,7 @@
 Imports neither torch nor Megatron: a login node reads, checks and plans a run in milliseconds.
 """
 
+from nemo_vibethinker.config.budget import BudgetConfig
 from nemo_vibethinker.config.checks import fp8_multiple, validate
 from nemo_vibethinker.config.data import DataConfig, RunConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
@@ -17,6 +18,7 @@ __all__ = [
     "MATH_DOMAINS",
     "SIGNAL_STAGES",
     "STAGES",
+    "BudgetConfig",
     "ClusterConfig",
     "Config",
     "DataConfig",

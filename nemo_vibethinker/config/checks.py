@@ -119,6 +119,9 @@ _POSITIVE = [
     "vocab_size",
     "lr",
     "eps",
+    "gpu_hours",
+    "generate_tokens_per_second",
+    "checkpoint_gb_per_second",
 ]
 
 
@@ -134,6 +137,7 @@ def _check_numbers(config: Config) -> None:
 
 
 _CHOICES = {
+    "on_exceed": ("stop", "warn"),
     "precision": ("fp32", "bf16"),
     "fp8": ("none", "hybrid", "e4m3"),
     "fp8_recipe": ("tensorwise", "delayed", "blockwise"),
@@ -149,8 +153,10 @@ def _check_choices(config: Config) -> None:
         choices = _CHOICES.get(key.rsplit(".", 1)[-1])
         if choices and value not in choices:
             raise ValueError(f"{key}={value}: choose one of {', '.join(choices)}")
-        if key.endswith(("top_p", "efficiency")) and not 0 < value <= 1:
+        if key.endswith(("top_p", "efficiency", "response_share", "sample_share")) and not 0 < value <= 1:
             raise ValueError(f"{key}={value}: must be in (0, 1]")
+    if config.budget.step_overhead >= 1:
+        raise ValueError(f"budget.step_overhead={config.budget.step_overhead}: must be in [0, 1)")
     for key, ks in (("probe.ks", config.probe.ks), ("evaluate.ks", config.evaluate.ks)):
         if not ks or min(ks) < 1:
             raise ValueError(f"{key}={ks}: list at least one k, each 1 or more")

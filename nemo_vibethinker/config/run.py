@@ -8,6 +8,7 @@ from typing import Any
 import omegaconf
 from omegaconf import OmegaConf
 
+from nemo_vibethinker.config.budget import BudgetConfig
 from nemo_vibethinker.config.data import DataConfig, RunConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
 from nemo_vibethinker.config.names import STAGES
@@ -33,6 +34,7 @@ class Config:
     signal: SignalConfig = field(default_factory=SignalConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
 
     @property
     def run_folder(self) -> Path:
