@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from nemo_vibethinker.config import Config
+from nemo_vibethinker.interruption import SAVED
 from nemo_vibethinker.metrics_log import STAGE_WIDTH
 from nemo_vibethinker.pipeline import die_with_parent, survey
 from nemo_vibethinker.run_folder import LOCK_VARIABLE, RunFolder, open_run
@@ -63,7 +64,9 @@ def run_process(command: Sequence[str], environment: Mapping[str, str], keep_ope
     """Run a command in a process group of its own and leave none of it behind. Returns the exit code.
 
     SIGTERM and SIGINT are handed on, SIGKILL follows after `GRACE_S`. The command gets SIGTERM when this process dies.
+    A command that a signal made save and end ends here with 128 + that signal, as if it had been killed by it.
     """
+    received: list[int] = []
     process = subprocess.Popen(
         command, env=environment, pass_fds=keep_open, start_new_session=True, preexec_fn=die_with_parent
     )
@@ -75,6 +78,7 @@ def run_process(command: Sequence[str], environment: Mapping[str, str], keep_ope
             return
 
     def forward(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         os.kill(process.pid, number)
         signal.signal(signal.SIGALRM, kill_group)
         signal.alarm(GRACE_S)
@@ -87,6 +91,8 @@ def run_process(command: Sequence[str], environment: Mapping[str, str], keep_ope
         kill_group()
         for number, handler in earlier.items():
             signal.signal(number, handler)
+    if code == SAVED and received:
+        return 128 + received[0]
     return code if code >= 0 else 128 - code
 
 

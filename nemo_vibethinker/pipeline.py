@@ -17,11 +17,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
+from nemo_vibethinker import interruption
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.readers.files import is_hub_name
+from nemo_vibethinker.interruption import Interrupted
 from nemo_vibethinker.ledger import Ledger, summarise
 from nemo_vibethinker.metrics_log import STAGE_WIDTH, MetricsLog
 from nemo_vibethinker.run_folder import (
@@ -56,6 +57,13 @@ class StageContext:
         """The metrics of this attempt; `start_step` is the step of the checkpoint it resumes from."""
         return MetricsLog(self.metrics_path, self.stage, total_steps, self.ledger, start_step)
 
+    def stop_requested(self) -> Interrupted | None:
+        """Whether to stop between two steps: what to raise once the stage has saved what it resumes from.
+
+        All ranks call it together and get the same answer.
+        """
+        return _agreed(interruption.poll())
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
@@ -66,6 +74,14 @@ class StageResult:
 
 
 StageFunction = Callable[[Config, dict[str, Path], Path, StageContext], StageResult]
+
+
+def _agreed(request: Interrupted | None) -> Interrupted | None:
+    if world_size() == 1:
+        return request
+    from nemo_vibethinker.megatron.distributed import first_of_all_ranks
+
+    return first_of_all_ranks(request)
 
 
 def is_main() -> bool:
@@ -226,6 +242,9 @@ class _Runner:
 
     def run(self, stage: str, inputs: dict[str, Artefact]) -> Manifest:
         """Run a stage; its manifest is written when every rank has finished."""
+        if request := _agreed(interruption.poll()):  # it came after the last step of the stage before
+            raise request
+        interruption.stop_polling()
         outputs: dict[str, Artefact] = {}
         metrics: dict[str, Any] = {}
         with self._ledger.attempt(stage):
@@ -350,13 +369,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def guarded(work: Callable[[], None]) -> int:
-    """Run a process's work: exit code 0, 2 (a user's mistake or a full disk, one line), 1 (a fault, traceback).
+    """Run a process's work: exit code 0, 2 (a user's mistake or a full disk, one line), 1 (a fault, traceback), or that
+    of an `Interrupted`.
 
-    SIGTERM and SIGINT end the process at once (128 + signal); under torchrun the death of the agent does too.
+    Signals are handled as `interruption` says; under torchrun the death of the agent ends the process at once.
     """
-    _stop_on_signals()
+    interruption.handle_signals(main=is_main())
+    if "LOCAL_RANK" in os.environ:  # torchrun gives its workers sessions of their own
+        die_with_parent(signal.SIGKILL)
     try:
         work()
+    except Interrupted as stop:
+        if is_main():
+            print(f"{stop.reason}: what was done is saved; the same command resumes", file=sys.stderr, flush=True)
+        return stop.exit_code
     except ValueError as error:
         if not _raised_here(error):
             traceback.print_exc()
@@ -389,21 +415,6 @@ def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:  # died in between
         os.kill(os.getpid(), number)
-
-
-def _stop_on_signals() -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
-    if "LOCAL_RANK" in os.environ:  # torchrun gives its workers sessions of their own
-        die_with_parent(signal.SIGKILL)
-
-
-def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    for other in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(other, signal.SIG_IGN)
-    if is_main():  # print is not reentrant
-        os.write(2, f"stopped by {signal.Signals(number).name}; the same command resumes\n".encode())
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

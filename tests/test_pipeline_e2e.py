@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -147,8 +148,18 @@ def test_another_configuration_under_the_same_name_is_refused(
     assert snapshot(folder) == before
 
 
-def start_and_kill(arguments: list[str], folder: Path, stage: str, step: int, victim: Callable[..., int]) -> None:
-    """Start the launcher and kill -9 a process of it as soon as `step` of `stage` is in run.jsonl."""
+def start_and_kill(
+    arguments: list[str],
+    folder: Path,
+    stage: str,
+    step: int,
+    victim: Callable[..., int],
+    number: signal.Signals = signal.SIGKILL,
+) -> int:
+    """Start the launcher and signal a process of it as soon as `step` of `stage` is in run.jsonl.
+
+    Returns the exit code of the launcher.
+    """
     environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         launcher_command(*arguments), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -159,11 +170,13 @@ def start_and_kill(arguments: list[str], folder: Path, stage: str, step: int, vi
         assert time.monotonic() < deadline, f"no step {step} of {stage}"
         time.sleep(0.01)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    family[victim(len(family))].kill()
-    assert process.wait(timeout=30) != 0
+    family[victim(len(family))].send_signal(number)
+    code = process.wait(timeout=30)
+    assert code != 0
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, "processes are left behind"
     assert RunFolder.load(folder).read_manifest(stage, verify=False) is None, "killed too late"
+    return code
 
 
 def test_killed_run_ends_like_an_undisturbed_one(
@@ -172,16 +185,23 @@ def test_killed_run_ends_like_an_undisturbed_one(
     folder = tmp_path / "killed"
     given = [*coin_arguments, f"run.root={tmp_path}", "run.name=killed"]
     start_and_kill(given, folder, "sft", 30, victim=lambda count: 1)  # the worker
-    start_and_kill(given, folder, "mgpo.math_32k", 3, victim=lambda count: 0)  # the launcher
+    start_and_kill(given, folder, "mgpo.math_32k", 3, victim=lambda count: 0)  # the launcher: its worker saves
+    code = start_and_kill(given, folder, "mgpo.code", 2, victim=lambda count: 0, number=signal.SIGINT)  # Ctrl-C
+    assert code == 128 + signal.SIGINT
     launch(*given)
     undisturbed = finished_run[0]
     raw = read_json_lines(folder / "run.jsonl")
-    for stage, interval in (("sft", 25), ("mgpo.math_32k", 2)):
-        resumed = [line["step"] for line in raw if line["stage"] == stage and line["attempt"] == 2]
-        assert resumed[0] > 1, f"{stage} started over"
-        assert resumed[0] % interval == 1
+    steps = {
+        (stage, attempt): [line["step"] for line in raw if line["stage"] == stage and line["attempt"] == attempt]
+        for stage in ("sft", "mgpo.math_32k", "mgpo.code")
+        for attempt in (1, 2)
+    }
+    assert steps["sft", 2][0] > 1, "sft started over"
+    assert steps["sft", 2][0] % 25 == 1
+    for stage in ("mgpo.math_32k", "mgpo.code"):
+        assert steps[stage, 2][0] == steps[stage, 1][-1] + 1, f"{stage} lost a step"
     attempts = {cost.stage: cost.attempts for cost in summarise(folder / "ledger.jsonl")}
-    assert attempts == {stage: 2 if stage in ("sft", "mgpo.math_32k") else 1 for stage in STAGES}
+    assert attempts == {stage: 2 if stage in ("sft", "mgpo.math_32k", "mgpo.code") else 1 for stage in STAGES}
     assert figures(folder) == figures(undisturbed)
     for name in ("06-mgpo.code/prompts.json", "02-probe/probe_table.json", "07-evaluate/scores.json"):
         assert (folder / "stages" / name).read_bytes() == (undisturbed / "stages" / name).read_bytes(), name

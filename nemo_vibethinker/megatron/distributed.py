@@ -1,6 +1,7 @@
 """Process groups of a run: torch.distributed and Megatron's tensor, pipeline, context and data parallel groups."""
 
 import datetime
+import functools
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -72,6 +73,26 @@ def broadcast_object(value: Any, source: int = 0) -> Any:
     box = [value]
     torch.distributed.broadcast_object_list(box, src=source)
     return box[0]
+
+
+def first_of_all_ranks(value: T | None) -> T | None:
+    """The picklable value of the first rank that has one; None where none has, at the price of one small all-reduce."""
+    count = torch.tensor([int(value is not None)])
+    torch.distributed.all_reduce(count, group=_host_group())
+    if not count.item():
+        return None
+    values: list[T | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value, group=_host_group())
+    return next(found for found in values if found is not None)
+
+
+@functools.cache
+def _host_group() -> ProcessGroup:
+    """All ranks, over gloo: for what lies in host memory."""
+    world = cast(ProcessGroup, torch.distributed.group.WORLD)
+    if torch.distributed.get_backend() == "gloo":
+        return world
+    return cast(ProcessGroup, torch.distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))
 
 
 def gather_over_data_parallel(value: Any) -> list[Any]:

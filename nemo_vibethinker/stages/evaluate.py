@@ -37,6 +37,8 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         finished = sum(done.values())
         for path, labels in checkpoints.items():
             if not done[path]:
+                if stop := context.stop_requested():
+                    raise stop
                 load_model(chunks, path)
                 found = _evaluate(config, sampler, records, labels, folder, context)
                 finished += 1

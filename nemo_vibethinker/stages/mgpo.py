@@ -89,7 +89,10 @@ def _train(
     optimizer = build_optimizer(ddp, stage.optimizer)
     start = load_resume_point(chunks, optimizer, folder / "resume")
     log = context.metrics_log(stage.steps, start)
+    stop = context.stop_requested()
     for step in range(start + 1, stage.steps + 1):
+        if stop:
+            raise stop
         timer = loop.StepTimer(sampler)
         batch = step_prompts(prompts, stage.prompts_per_step, step, config.seed)
         rollout = loop.collect(sampler, batch, stage, context.stage, step)
@@ -100,7 +103,8 @@ def _train(
         timer.updated(time.monotonic() - began)
         tokens = metrics["response_length"] * len(batch) * stage.group_size
         log.log(step, **metrics, **loop.update_metrics(results), **timer.metrics(tokens, config.world_size))
-        if step % stage.save_interval == 0 and step < stage.steps:
+        stop = context.stop_requested()
+        if stop or (step % stage.save_interval == 0 and step < stage.steps):
             save_resume_point(chunks, optimizer, step, folder / "resume")
             context.ledger.saved()
 

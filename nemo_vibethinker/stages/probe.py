@@ -35,6 +35,8 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         for index, step in enumerate(steps, start=1):
             path = folder / f"counts_{step:06d}.json"
             if step not in done:
+                if stop := context.stop_requested():
+                    raise stop
                 load_model(chunks, checkpoint_folder(inputs["sft_checkpoints"], step))
                 found = _probe(config, sampler, records)
                 if context.is_main:

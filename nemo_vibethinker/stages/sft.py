@@ -34,7 +34,10 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     optimizer = build_optimizer(ddp, config.sft.optimizer)
     start = load_resume_point(chunks, optimizer, folder / "resume")
     log = context.metrics_log(config.sft.steps, start)
+    stop = context.stop_requested()
     for step in range(start + 1, config.sft.steps + 1):
+        if stop:
+            raise stop
         began = time.monotonic()
         lr = learning_rate(config, step)
         set_lr(optimizer, lr)
@@ -44,8 +47,11 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
             raise RuntimeError(f"SFT step {step}: the gradient is not finite; lower sft.optimizer.lr")
         speed = result.statistics["tokens"] / (time.monotonic() - began) / config.world_size
         log.log(step, loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_second=speed)
-        if step % config.sft.checkpoint_interval == 0 or step == config.sft.steps:
+        stop = context.stop_requested()
+        kept = step % config.sft.checkpoint_interval == 0 or step == config.sft.steps
+        if kept:
             save_model(chunks, checkpoint_folder(folder / "checkpoints", step))
+        if kept or stop:
             save_resume_point(chunks, optimizer, step, folder / "resume")
             context.ledger.saved()
     last = checkpoint_folder(folder / "checkpoints", config.sft.steps)
