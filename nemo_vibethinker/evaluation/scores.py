@@ -3,10 +3,11 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import get_args
 
 from nemo_vibethinker.config import CODE_DOMAIN
+from nemo_vibethinker.evaluation.provenance import Provenance
 from nemo_vibethinker.reward.verdict import Kind
 from nemo_vibethinker.spectrum.pass_at_k import Estimate, bootstrap_interval, pass_at_k
 
@@ -39,11 +40,15 @@ class ProblemSamples:
 
 @dataclass(frozen=True)
 class Score:
-    """One model on one domain, or on the union "math".
+    """One model on one domain, on the union "math", or on a published benchmark.
 
     Ungraded samples are in no denominator of `pass_at`: a problem's n is its graded samples. A problem with fewer
     graded samples than k does not enter `pass_at[k]` and is counted in `left_out[k]`; where no problem is left,
     `pass_at` has no entry for k. `mean_tokens` and `truncated_share` are over all samples.
+
+    Of a benchmark's score `domain` and `benchmark` are the benchmark's name, `maj_at[k]` says how often the answer that
+    most of k samples give is right (empty for programs), and `provenance` what the number rests on. Of a score on
+    held-out data these three are empty.
     """
 
     model: str
@@ -55,6 +60,14 @@ class Score:
     mean_tokens: float
     truncated_share: float
     num_ungraded: int
+    benchmark: str = ""
+    maj_at: Mapping[int, Estimate] = field(default_factory=dict)
+    provenance: Provenance | None = None
+
+    @property
+    def ungraded_share(self) -> float:
+        """Of all samples."""
+        return self.num_ungraded / (self.num_problems * self.samples_per_problem)
 
 
 def score_samples(model: str, problems: Sequence[ProblemSamples], ks: Sequence[int], *, seed: int = 0) -> list[Score]:
@@ -73,10 +86,11 @@ def score_samples(model: str, problems: Sequence[ProblemSamples], ks: Sequence[i
         if problem.domain != MATH_UNION:
             groups.setdefault(problem.domain, []).append(problem)
     ordered = sorted(groups, key=lambda domain: domain == CODE_DOMAIN)
-    return [_score_domain(model, domain, groups[domain], ks, seed) for domain in ordered if groups[domain]]
+    return [score_domain(model, domain, groups[domain], ks, seed) for domain in ordered if groups[domain]]
 
 
-def _score_domain(model: str, domain: str, problems: Sequence[ProblemSamples], ks: Sequence[int], seed: int) -> Score:
+def score_domain(model: str, domain: str, problems: Sequence[ProblemSamples], ks: Sequence[int], seed: int) -> Score:
+    """One score over these problems, whatever their domains; ValueError where they differ in number of samples."""
     sample_counts = {len(problem.verdicts) for problem in problems}
     if len(sample_counts) != 1:
         raise ValueError(f"problems of {domain!r} must have equally many samples, got {sorted(sample_counts)}")
@@ -88,7 +102,7 @@ def _score_domain(model: str, domain: str, problems: Sequence[ProblemSamples], k
         domain=domain,
         num_problems=len(problems),
         samples_per_problem=sample_counts.pop(),
-        pass_at={k: _estimate(per_problem, seed) for k, per_problem in values.items() if per_problem},
+        pass_at={k: estimate(per_problem, seed) for k, per_problem in values.items() if per_problem},
         left_out={k: len(problems) - len(per_problem) for k, per_problem in values.items()},
         mean_tokens=math.fsum(lengths) / len(lengths),
         truncated_share=sum(truncated) / len(truncated),
@@ -101,13 +115,14 @@ def _pass_at_k_per_problem(problems: Iterable[ProblemSamples], k: int) -> list[f
     return [pass_at_k(right + wrong, right, k) for right, wrong in counts if right + wrong >= k]
 
 
-def _estimate(per_problem: Sequence[float], seed: int) -> Estimate:
+def estimate(per_problem: Sequence[float], seed: int) -> Estimate:
+    """The mean over problems with its 95% bootstrap interval."""
     return Estimate(math.fsum(per_problem) / len(per_problem), *bootstrap_interval(per_problem, seed=seed))
 
 
 def scores_to_json(scores: Sequence[Score]) -> str:
-    """The scores as JSON text; `scores_from_json` gives back equal scores."""
-    return json.dumps([asdict(score) for score in scores], indent=1)
+    """The scores as JSON text, `ungraded_share` with them; `scores_from_json` gives back equal scores."""
+    return json.dumps([asdict(score) | {"ungraded_share": score.ungraded_share} for score in scores], indent=1)
 
 
 def scores_from_json(text: str) -> list[Score]:
@@ -116,9 +131,13 @@ def scores_from_json(text: str) -> list[Score]:
 
 
 def _score_from_raw(raw: dict) -> Score:
-    pass_at = {int(k): Estimate(**estimate) for k, estimate in raw["pass_at"].items()}
-    left_out = {int(k): count for k, count in raw["left_out"].items()}
-    return Score(**{**raw, "pass_at": pass_at, "left_out": left_out})
+    fields = {name: value for name, value in raw.items() if name != "ungraded_share"}  # follows from the others
+    for name in ("pass_at", "maj_at"):
+        fields[name] = {int(k): Estimate(**found) for k, found in raw.get(name, {}).items()}
+    fields["left_out"] = {int(k): count for k, count in raw["left_out"].items()}
+    provenance = raw.get("provenance")
+    fields["provenance"] = Provenance(**provenance) if provenance else None
+    return Score(**fields)
 
 
 def format_score_table(scores: Sequence[Score]) -> str:
