@@ -24,7 +24,8 @@ from nemo_vibethinker.model.hf_export import write_hf_folder
 from nemo_vibethinker.model.hf_weights import stream_hf_tensors
 from nemo_vibethinker.model.qwen2 import build_model
 from nemo_vibethinker.reward.verdict import Verdict
-from nemo_vibethinker.rollout.megatron_engine import ROWS, MegatronEngine, Sample
+from nemo_vibethinker.rollout.engine import Sample
+from nemo_vibethinker.rollout.megatron_engine import ROWS, MegatronEngine
 from nemo_vibethinker.rollout.responses import Group, Response, check_groups
 from nemo_vibethinker.rollout.sampling import sample_tokens, stable_seed, uniform_numbers
 

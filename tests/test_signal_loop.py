@@ -21,7 +21,8 @@ from nemo_vibethinker.megatron.optimizer import build_optimizer
 from nemo_vibethinker.megatron.train_step import forward_logits, train_step
 from nemo_vibethinker.model.qwen2 import build_model, wrap_for_training
 from nemo_vibethinker.reward.verdict import Kind, Verdict
-from nemo_vibethinker.rollout.megatron_engine import MegatronEngine, Sample
+from nemo_vibethinker.rollout.engine import Sample
+from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.rollout.responses import Group, Response
 from nemo_vibethinker.signal.advantages import group_advantages
 from nemo_vibethinker.signal.loop import (

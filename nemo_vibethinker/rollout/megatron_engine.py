@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from megatron.core import parallel_state
@@ -14,26 +13,12 @@ from torch import Tensor
 
 from nemo_vibethinker.config import SamplingConfig
 from nemo_vibethinker.megatron.distributed import pipeline_parallel_group
+from nemo_vibethinker.rollout.engine import Sample
 from nemo_vibethinker.rollout.sampling import sample_tokens, uniform_numbers
 
 ROWS = 256  # responses decoded side by side
 _SEQUENCE_PARALLEL_FLAGS = ("sequence_parallel", "scatter_to_sequence_parallel", "reduce_scatter_embeddings")
 COMPACT_BELOW = 0.75  # share of running rows under which finished rows are dropped from the batch
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sampled response.
-
-    Attributes:
-        tokens: response token ids, the end-of-sequence token included when it was reached.
-        logprobs: log-prob of each token under the policy at sampling temperature.
-        finish_reason: "stop" at end of sequence, "length" when cut off.
-    """
-
-    tokens: list[int]
-    logprobs: list[float]
-    finish_reason: Literal["stop", "length"]
 
 
 class MegatronEngine:
@@ -74,6 +59,15 @@ class MegatronEngine:
                 for index, samples in zip(batch, self._generate_batch(batch, prompts, sampling, seeds), strict=True):
                     results[index] = samples
         return results
+
+    def sync(self, version: str) -> None:
+        """Nothing to do: the weights are the trainer's own."""
+
+    def release(self) -> None:
+        """Nothing to do: the key-value cache lives for one `generate` only."""
+
+    def close(self) -> None:
+        """Nothing was started."""
 
     def _check_lengths(self, prompts: Sequence[Sequence[int]]) -> None:
         window = self.chunks[0].max_sequence_length

@@ -15,7 +15,7 @@ from nemo_vibethinker.megatron.distributed import (
 )
 from nemo_vibethinker.reward.grader import Grader
 from nemo_vibethinker.reward.verdict import Verdict
-from nemo_vibethinker.rollout.megatron_engine import MegatronEngine, Sample
+from nemo_vibethinker.rollout.engine import RolloutEngine, Sample
 from nemo_vibethinker.rollout.sampling import stable_seed
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Sampler:
     """Samples and grades; prompts are dealt out to the data-parallel ranks."""
 
     def __init__(
-        self, config: Config, engine: MegatronEngine, tokenizer: "PreTrainedTokenizerFast", grader: Grader
+        self, config: Config, engine: RolloutEngine, tokenizer: "PreTrainedTokenizerFast", grader: Grader
     ) -> None:
         self.config = config
         self.engine = engine
@@ -57,6 +57,13 @@ class Sampler:
         self.grader = grader
         self.generate_seconds = 0.0
         self.grade_seconds = 0.0
+        self.sync_seconds = 0.0
+
+    def sync(self, version: str) -> None:
+        """Sample from the trainer's present weights from now on; `version` names them."""
+        started = time.monotonic()
+        self.engine.sync(version)
+        self.sync_seconds += time.monotonic() - started
 
     def sample(
         self, records: Sequence[Record], samples: int, sampling: SamplingConfig, *seed_parts: object

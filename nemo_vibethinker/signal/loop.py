@@ -251,6 +251,7 @@ class StepTimer:
         self._sampler = sampler
         self._began = time.monotonic()
         self._generated, self._graded = sampler.generate_seconds, sampler.grade_seconds
+        self._synced = sampler.sync_seconds
         self._update = 0.0
 
     def updated(self, seconds: float) -> None:
@@ -262,11 +263,13 @@ class StepTimer:
         total = time.monotonic() - self._began
         generate = (self._sampler.generate_seconds - self._generated) / total
         grade = (self._sampler.grade_seconds - self._graded) / total
+        sync = (self._sampler.sync_seconds - self._synced) / total
         update_share = self._update / total
         return {
             "generate_share": generate,
             "grade_share": grade,
             "update_share": update_share,
-            "idle_share": max(0.0, 1 - generate - grade - update_share),
+            "sync_share": sync,
+            "idle_share": max(0.0, 1 - generate - grade - update_share - sync),
             "tokens_per_second": tokens / total / processes,
         }

@@ -40,6 +40,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
                 if stop := context.stop_requested():
                     raise stop
                 load_model(chunks, path)
+                sampler.sync(labels[0])
                 found = _evaluate(config, sampler, records, labels, folder, context)
                 finished += 1
                 log.log(finished, checkpoint=labels[0], **_headline(found))

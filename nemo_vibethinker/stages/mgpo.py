@@ -32,6 +32,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     load_model(chunks, inputs["policy"])
     with make_grader(config) as grader:
         sampler = make_sampler(config, chunks, tokenizer, grader)
+        sampler.sync("step 0")
         data = inputs["rl_code_data" if name == CODE_DOMAIN else "rl_math_data"]
         prompts, kept = training_prompts(config, stage, sampler, read_jsonl(data), folder, context)
         if prompts:
@@ -94,10 +95,12 @@ def _train(
         if stop:
             raise stop
         timer = loop.StepTimer(sampler)
+        sampler.sync(f"step {step - 1}")
         batch = step_prompts(prompts, stage.prompts_per_step, step, config.seed)
         rollout = loop.collect(sampler, batch, stage, context.stage, step)
         metrics = loop.rollout_metrics(rollout, stage)
         check_ungraded(metrics["ungraded_share"], config.reward.max_ungraded_share, metrics["ungraded_reasons"])
+        sampler.engine.release()
         began = time.monotonic()
         results = loop.update(ddp, optimizer, rollout, stage, step)
         timer.updated(time.monotonic() - began)

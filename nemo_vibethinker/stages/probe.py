@@ -38,6 +38,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
                 if stop := context.stop_requested():
                     raise stop
                 load_model(chunks, checkpoint_folder(inputs["sft_checkpoints"], step))
+                sampler.sync(f"sft step {step}")
                 found = _probe(config, sampler, records)
                 if context.is_main:
                     atomic_write_text(path, json.dumps(found))
