@@ -1,6 +1,7 @@
 """FLOPs of a token, peaks of GPUs, and MFU."""
 
 import math
+import re
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_packed_samples_count_by_their_own_length() -> None:
 
 
 def test_unknown_gpus_have_no_mfu() -> None:
-    for name in ("", "H100", "NVIDIA H200 NVL", "NVIDIA GeForce RTX 4090", "nvidia h800"):
+    for name in ("", "H100", "NVIDIA GH200 480GB", "NVIDIA GeForce RTX 4090", "nvidia h800"):
         assert find_gpu(name) is None
         assert mfu(1e14, name) is None
 
@@ -58,6 +59,16 @@ def test_unknown_gpus_have_no_mfu() -> None:
 def test_mfu_is_of_the_dense_bf16_peak() -> None:
     assert mfu(989.4e12 / 4, "H800-SXM") == pytest.approx(0.25)
     assert mfu(312e12, "NVIDIA A100-SXM4-80GB") == pytest.approx(1.0)
+
+
+def test_no_peak_is_one_with_sparsity() -> None:
+    """The sheets' own sparse figures stand in `source`; the dense ones are half of them."""
+    for gpu in GPUS:
+        quoted = [float(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= and| sparse)", gpu.source)]
+        if quoted:
+            peaks = [peak for peak in (gpu.bf16_tflops, gpu.fp8_tflops) if peak]
+            assert peaks == pytest.approx([number / 2 for number in quoted], rel=1e-3), gpu.name
+    assert sum("sparse" in gpu.source for gpu in GPUS) == len(GPUS) - 2  # the H800s refer to the H100s
 
 
 def test_the_table_of_gpus_is_consistent() -> None:
@@ -70,3 +81,7 @@ def test_the_table_of_gpus_is_consistent() -> None:
     assert h800
     assert (h100.bf16_tflops, h100.memory_bytes) == (h800.bf16_tflops, h800.memory_bytes)
     assert (h100.nvlink_gb_per_s, h800.nvlink_gb_per_s) == (900, 400)
+    pcie, h800_pcie = find_gpu("NVIDIA H100 PCIe"), find_gpu("NVIDIA H800 PCIe")
+    assert pcie
+    assert h800_pcie
+    assert (pcie.bf16_tflops, pcie.memory_gb_per_s) == (h800_pcie.bf16_tflops, h800_pcie.memory_gb_per_s)
