@@ -9,6 +9,7 @@ import difflib
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -341,10 +342,11 @@ def _dataset(key: str, path: str) -> str:
     return str(Path(path).resolve())
 
 
-def help_text() -> str:
-    """What `--help` prints."""
+def help_text(commands: Mapping[str, str]) -> str:
+    """What `--help` prints; `commands`: word -> what it does."""
     sections = "\n\n".join(f"{axis}=NAME  {_AXIS_HELP[axis]}\n{_listing(axis)}" for axis in AXES)
-    return _HELP.format(sections=sections)
+    words = "\n".join(f"  {word:<7}  {text}" for word, text in commands.items())
+    return _HELP.format(sections=sections, words=words)
 
 
 def _listing(axis: str) -> str:
@@ -366,11 +368,15 @@ _AXIS_HELP = {
 
 _HELP = """\
 usage: python launcher/run.py recipe=NAME [scale=NAME] [cluster=NAME] [plan=true] [key=value ...]
+       python launcher/run.py COMMAND [key=value ...]
 
 Turns a base model into a reasoning model: supervised spectrum, fusion, reinforcement learning.
 The same command resumes an interrupted run, and shows the result of a finished one.
 
 {sections}
+
+COMMAND, of a run that exists (run.root=PATH where it is not in runs):
+{words}
 
 Any key of the schema (nemo_vibethinker/config/) can be set:
   plan=true        print what would happen, with memory and FLOPs, and run nothing
