@@ -1,6 +1,7 @@
 """Files that are there complete or not at all, whenever a process or a machine dies."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,17 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 def atomic_write_text(path: Path, content: str) -> None:
     """`atomic_write_bytes` of UTF-8 text."""
     atomic_write_bytes(path, content.encode())
+
+
+def rename_folder(folder: Path, name: Path) -> None:
+    """Give a folder of files its name, in place of what had it, after everything in it is on disk."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+    shutil.rmtree(name, ignore_errors=True)
+    os.replace(folder, name)
+    _sync_folder(name.parent)
 
 
 def _sync_folder(folder: Path) -> None:

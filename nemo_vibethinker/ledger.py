@@ -109,7 +109,7 @@ class Book:
             attempt.last = max(when, attempt.last)
             attempt.status = record.get("status", "")
             if event == "save" or attempt.status == "done":
-                attempt.saved = when
+                attempt.saved = record.get("as_of", when)
 
     def _key(self, record: dict[str, Any], number: int | None = None) -> str:
         """Lines of earlier versions have no id: they belong to the stage's latest attempt."""
@@ -193,9 +193,9 @@ class Ledger:
         if time.time() - self._written >= BEAT_INTERVAL_S:
             self._append("beat")
 
-    def saved(self) -> None:
-        """Note that a resume point was written: the work up to here is not lost by a kill."""
-        self._append("save")
+    def saved(self, as_of: float | None = None) -> None:
+        """Note that a resume point is there: the work up to then (`time.time()`, default now) is not lost by a kill."""
+        self._append("save", as_of=as_of or time.time())
 
     def process_hours(self) -> float:
         """Hours times processes that the run has cost so far, all stages and attempts, other jobs' too."""

@@ -3,8 +3,9 @@
     python tests/layout_worker.py TASKS.json OUT.json
 
 A task is {"name", "layout": {dotted key: value}, "first", "last", "load", "save"}: the steps to train, a folder to
-restore before and one to save to after; or {"name", "layout", "hf", "save"}: a Hugging Face folder to read and one to
-write. What rank 0 saw goes to OUT.json: losses, gradient norms, logits, samples of the trained model.
+restore before and one to save to after, and to "SAVE beside" while one more step is trained; or {"name", "layout",
+"hf", "save"}: a Hugging Face folder to read and one to write. What rank 0 saw goes to OUT.json: losses, gradient norms,
+logits, samples of the trained model.
 """
 
 # ruff: noqa: E402  (torch is patched before Megatron binds its names)
@@ -22,12 +23,15 @@ from nemo_vibethinker.megatron.platform import install_cpu_platform
 install_cpu_platform()
 
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
 from omegaconf import OmegaConf
 from torch.distributed import distributed_c10d
 
 from nemo_vibethinker.config import Config, ModelConfig, OptimizerConfig, SamplingConfig, ScaleConfig
 from nemo_vibethinker.megatron import checkpoint
+from nemo_vibethinker.megatron.checkpoint_saver import CheckpointSaver
 from nemo_vibethinker.megatron.distributed import broadcast_object, data_parallel_rank_and_size, initialize, is_main
 from nemo_vibethinker.megatron.logprobs import vocab_parallel_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
@@ -105,6 +109,17 @@ def contamination(chunks: list[GPTModel]) -> tuple[float, float]:
     return changes[0], changes[1]
 
 
+def save_both_ways(
+    chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, step: int, folder: Path
+) -> None:
+    """The resume point, and in a folder beside it the same written while training went on."""
+    modules = [chunk.module for chunk in chunks]
+    checkpoint.save_resume_point(modules, optimizer, step, folder)
+    with CheckpointSaver(in_background=True) as saver:
+        checkpoint.save_resume_point(modules, optimizer, step, folder.with_name(f"{folder.name} beside"), saver)
+        train_step(chunks, optimizer, micro_batches(step + 1), sft_loss)
+
+
 def run(task: dict[str, Any]) -> dict[str, Any]:
     """One task under its own process groups."""
     config = configuration(task["layout"])
@@ -121,7 +136,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
         train_step(chunks, optimizer, micro_batches(step), sft_loss) for step in range(task["first"], task["last"] + 1)
     ]
     if task.get("save"):
-        checkpoint.save_resume_point(modules, optimizer, task["last"], Path(task["save"]))
+        save_both_ways(chunks, optimizer, task["last"], Path(task["save"]))
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13]]
     sampled = MegatronEngine(modules, -1, 0).generate(prompts, SamplingConfig(max_response_length=5), [[1, 2], [3, 4]])
     logits = megatron_logits(modules, list(range(11)))

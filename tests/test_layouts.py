@@ -118,7 +118,7 @@ def found(tmp_path_factory: pytest.TempPathFactory, hf_folders: dict[str, Path])
             places = {"hf": str(hf), "save": str(hf.with_name(f"{name} {layout}"))}
             four.append(task(f"{name} {layout}", layout, folder, 0, 0) | places)
     back = [task(f"{a} -> one", "", folder, 3, 3, load=a) for a, b in MOVES if not b]
-    return alone | work(four, 4, folder) | work(back, 1, folder)
+    return {"folder": {"path": str(folder)}} | alone | work(four, 4, folder) | work(back, 1, folder)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -149,6 +149,17 @@ def test_a_run_goes_on_under_another_layout(found: Found, source: str, target: s
     assert moved["loss"] == pytest.approx(alone["loss"][2:], rel=2e-6)
     assert moved["grad_norm"] == pytest.approx(alone["grad_norm"][2:], rel=5e-6)
     assert moved["samples"] == alone["samples"]
+
+
+@pytest.mark.parametrize("source", sorted({source or "one" for source, _ in MOVES}))
+def test_a_checkpoint_written_beside_training_is_the_same(found: Found, source: str) -> None:
+    """Bit for bit what a save that training waits for writes, though the weights have changed since."""
+    folder = Path(found["folder"]["path"])
+    waited, beside = (folder / name / "step_000002" for name in (source, f"{source} beside"))
+    names = {path.name for path in waited.iterdir()}
+    assert names == {path.name for path in beside.iterdir()} >= {"common.pt", "__0_0.distcp", "manifest.json"}
+    for name in names - {".metadata", "manifest.json"}:  # they hold the save's own number
+        assert (waited / name).read_bytes() == (beside / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("layout", ["tp2_cp2", "pp2_cp2_vp2_full", "cp4"])

@@ -63,6 +63,7 @@ class ClusterConfig:
 
     name: str = "local"
     processes: int = 1  # that one run may use; a layout that needs more still gets them
+    async_save: bool = True  # training goes on while a checkpoint is written; costs host memory for a copy of it
     threads_per_process: int = 1  # OMP_NUM_THREADS; small models are fastest with one thread a process
     gpu: str = (
         ""  # of the table in costs/gpus.py, like H800-SXM: layouts that cannot fit it are refused; empty: no check

@@ -14,14 +14,22 @@ import torch
 
 MANIFEST = "manifest.json"
 Parts = dict[str, list[int]]  # global name of a part of the state -> its unsharded shape
+Files = dict[str, list[Any]]  # file name -> fingerprint
 
 
-def write_manifest(folder: Path, mine: Parts) -> None:
-    """Record the files of `folder` and the parts of the state, of which each rank names its own; all ranks call it."""
-    parts = {name: shape for share in _gathered(mine) for name, shape in share.items()}
-    files = _over_ranks(folder, sorted(p.name for p in folder.iterdir() if p.is_file()), _fingerprint)
+def write_manifest(folder: Path, mine: Parts, written: Files) -> None:
+    """Record the files of `folder` and the parts of the state; all ranks call it, each with the parts it holds.
+
+    Args:
+        written: fingerprints of the files that this rank wrote; those that no rank names are hashed by the first.
+    """
+    shares = gathered((mine, written))
+    parts = {name: shape for share, _ in shares for name, shape in share.items()}
+    files = {name: found for _, share in shares for name, found in share.items()}
     if torch.distributed.get_rank() == 0:
-        text = json.dumps({"parts": dict(sorted(parts.items())), "files": files}, indent=1)
+        rest = [path for path in folder.iterdir() if path.name not in files]
+        files |= {path.name: fingerprint(path) for path in rest}
+        text = json.dumps({"parts": dict(sorted(parts.items())), "files": dict(sorted(files.items()))}, indent=1)
         (folder / MANIFEST).write_text(text)
 
 
@@ -32,9 +40,9 @@ def check_files(folder: Path) -> None:
         ValueError: a file is missing or is not what was written, on every rank.
     """
     written = _manifest(folder)["files"]
-    found = _over_ranks(folder, sorted(written), lambda path: _fingerprint(path) if path.is_file() else None)
-    for name, fingerprint in written.items():
-        if found[name] != fingerprint:
+    found = _over_ranks(folder, sorted(written), lambda path: fingerprint(path) if path.is_file() else None)
+    for name, recorded in written.items():
+        if found[name] != recorded:
             what = "is missing" if found[name] is None else "is not what was written"
             raise ValueError(f"{folder / name} {what}; delete {folder} to start this stage again")
 
@@ -46,7 +54,7 @@ def check_parts(folder: Path, mine: Parts) -> None:
         ValueError: a part is missing or has another shape, on every rank.
     """
     written: Parts = _manifest(folder)["parts"]
-    wanted = {name: shape for share in _gathered(mine) for name, shape in share.items()}
+    wanted = {name: shape for share in gathered(mine) for name, shape in share.items()}
     wrong = sorted(name for name, shape in wanted.items() if written.get(name) != shape)
     if wrong:
         name = wrong[0]
@@ -66,15 +74,17 @@ def _over_ranks(folder: Path, names: list[str], measure: Callable[[Path], Any]) 
     """`measure` of every file, each rank taking its share."""
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mine = {name: measure(folder / name) for name in names[rank::size]}
-    return {name: value for share in _gathered(mine) for name, value in share.items()}
+    return {name: value for share in gathered(mine) for name, value in share.items()}
 
 
-def _gathered(value: Any) -> list[Any]:
+def gathered(value: Any) -> list[Any]:
+    """The picklable `value` of every rank, on every rank."""
     values: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
 
 
-def _fingerprint(path: Path) -> list[Any]:
+def fingerprint(path: Path) -> list[Any]:
+    """[size in bytes, SHA-256] of a file."""
     with open(path, "rb") as file:
         return [path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]

@@ -6,7 +6,6 @@ names CUDA directly in many places; each patch below stands for one such place a
 
 import contextlib
 import functools
-import queue
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -135,7 +134,6 @@ def _patch_type_names() -> None:
 def _patch_megatron() -> None:
     """Places inside Megatron-Core itself, reachable only after its import."""
     import megatron.core.optimizer as optimizer
-    from megatron.core.dist_checkpointing.strategies import filesystem_async
     from megatron.core.optimizer import distrib_optimizer
     from megatron.core.tensor_parallel import random
 
@@ -143,9 +141,6 @@ def _patch_megatron() -> None:
 
     # Bound at import from torch._C, so patching torch.cuda does not reach it.
     random._set_cuda_rng_state = lambda state, device=-1, graph_safe=False: torch.set_rng_state(state)
-    # Filled and emptied by this process when saving synchronously; by default a server process is started for it,
-    # which imports torch again: three seconds.
-    filesystem_async._results_queue = queue.Queue()
     # With torch's AdamW the distributed optimizer saves checkpoints it cannot load (its state holds `step` per
     # tensor); with an optimizer shaped like apex's FusedAdam it takes the path used on GPUs.
     optimizer.Adam = FusedAdam  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,12 +3,14 @@
 import json
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import CODE_DOMAIN, Config, MgpoConfig
 from nemo_vibethinker.data.records import Record, read_jsonl
 from nemo_vibethinker.megatron.checkpoint import load_model, load_resume_point, save_model, save_resume_point
+from nemo_vibethinker.megatron.checkpoint_saver import CheckpointSaver
 from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.megatron.optimizer import build_optimizer
 from nemo_vibethinker.model.qwen2 import wrap_for_training
@@ -36,7 +38,8 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         data = inputs["rl_code_data" if name == CODE_DOMAIN else "rl_math_data"]
         prompts, kept = training_prompts(config, stage, sampler, read_jsonl(data), folder, context)
         if prompts:
-            _train(config, stage, sampler, prompts, folder, context)
+            with CheckpointSaver(config.cluster.async_save) as saver:
+                _train(config, stage, sampler, prompts, folder, context, saver)
     save_model(chunks, folder / "model")
     outputs = {f"model.{context.stage}": folder / "model", "policy": folder / "model"}
     return StageResult(outputs=outputs, metrics={"prompts": kept, "steps": stage.steps if prompts else 0})
@@ -83,7 +86,13 @@ def prefilter(
 
 
 def _train(
-    config: Config, stage: MgpoConfig, sampler: Sampler, prompts: list[Record], folder: Path, context: StageContext
+    config: Config,
+    stage: MgpoConfig,
+    sampler: Sampler,
+    prompts: list[Record],
+    folder: Path,
+    context: StageContext,
+    saver: CheckpointSaver,
 ) -> None:
     chunks = sampler.engine.chunks
     ddp = wrap_for_training(config, chunks)
@@ -108,8 +117,9 @@ def _train(
         log.log(step, **metrics, **loop.update_metrics(results), **timer.metrics(tokens, config.world_size))
         stop = context.stop_requested()
         if stop or (step % stage.save_interval == 0 and step < stage.steps):
-            save_resume_point(chunks, optimizer, step, folder / "resume")
-            context.ledger.saved()
+            saved = partial(context.ledger.saved, time.time())
+            save_resume_point(chunks, optimizer, step, folder / "resume", saver, saved)
+        saver.poll()
 
 
 def step_prompts(prompts: list[Record], count: int, step: int, seed: int) -> list[Record]:

@@ -1,13 +1,17 @@
 """SFT: one supervised run whose checkpoints the probe compares (VibeThinker-1.5B report, section 3.3)."""
 
 import time
+from functools import partial
 from pathlib import Path
+
+from megatron.core.models.gpt import GPTModel
 
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.packing import PackedData
 from nemo_vibethinker.data.token_files import TokenFile
 from nemo_vibethinker.data.tokenizer import tokenizer_sha256
 from nemo_vibethinker.megatron.checkpoint import load_resume_point, save_model, save_resume_point
+from nemo_vibethinker.megatron.checkpoint_saver import CheckpointSaver
 from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
 from nemo_vibethinker.megatron.logprobs import ModelOutput, token_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
@@ -30,6 +34,21 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     tokens.require_tokenizer(tokenizer_sha256(tokenizer))
     data = PackedData(tokens, config.sft.seq_length, config.seed)
     chunks = build_run_model(config, inputs, pretrained=True)
+    with CheckpointSaver(config.cluster.async_save) as saver:
+        _train(config, chunks, data, folder, context, saver)
+    last = checkpoint_folder(folder / "checkpoints", config.sft.steps)
+    outputs = {"sft_checkpoints": folder / "checkpoints", "model.sft_last": last, "policy": last}
+    return StageResult(outputs=outputs, metrics={"epochs": config.sft.steps * config.sft.global_batch_size / len(data)})
+
+
+def _train(
+    config: Config,
+    chunks: list[GPTModel],
+    data: PackedData,
+    folder: Path,
+    context: StageContext,
+    saver: CheckpointSaver,
+) -> None:
     ddp = wrap_for_training(config, chunks)
     optimizer = build_optimizer(ddp, config.sft.optimizer)
     start = load_resume_point(chunks, optimizer, folder / "resume")
@@ -50,13 +69,11 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
         stop = context.stop_requested()
         kept = step % config.sft.checkpoint_interval == 0 or step == config.sft.steps
         if kept:
-            save_model(chunks, checkpoint_folder(folder / "checkpoints", step))
+            save_model(chunks, checkpoint_folder(folder / "checkpoints", step), saver)
         if kept or stop:
-            save_resume_point(chunks, optimizer, step, folder / "resume")
-            context.ledger.saved()
-    last = checkpoint_folder(folder / "checkpoints", config.sft.steps)
-    outputs = {"sft_checkpoints": folder / "checkpoints", "model.sft_last": last, "policy": last}
-    return StageResult(outputs=outputs, metrics={"epochs": config.sft.steps * config.sft.global_batch_size / len(data)})
+            saved = partial(context.ledger.saved, time.time())
+            save_resume_point(chunks, optimizer, step, folder / "resume", saver, saved)
+        saver.poll()
 
 
 def checkpoint_folder(checkpoints: Path, step: int) -> Path:
