@@ -22,7 +22,16 @@ from nemo_vibethinker.run_folder import RunFolder, read_json_lines
 pytestmark = pytest.mark.e2e
 
 DATA = Path(os.environ.get("NVT_DATA_DIR", REPOSITORY.parent / "shared" / "data"))
-TIMES = {"time", "attempt", "tokens_per_second", "generate_share", "grade_share", "update_share", "idle_share"}
+TIMES = {
+    "time",
+    "attempt",
+    "tokens_per_second",
+    "generate_share",
+    "grade_share",
+    "update_share",
+    "sync_share",
+    "idle_share",
+}
 ROLLOUT_FIELDS = {
     "reward",
     "pass_at_4",
