@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_vibethinker.config import Config
+from nemo_vibethinker.config import Config, load_config
+from nemo_vibethinker.costs.comparison import CostRow, compare_costs, planned_hours
 from nemo_vibethinker.evaluation.scores import Score, scores_from_json
-from nemo_vibethinker.ledger import StageCost, summarise
+from nemo_vibethinker.ledger import Attempt, Book, StageCost
 from nemo_vibethinker.metrics_log import read_metrics
-from nemo_vibethinker.run_folder import Manifest, RunFolder
+from nemo_vibethinker.report.samples import Explorer, gather_samples
+from nemo_vibethinker.run_folder import REFERENCE, Manifest, RunFolder
 from nemo_vibethinker.spectrum.selection import ProbeTable
+
+SHOWN_MODELS = 3  # of the sample explorer: where SFT ended, the fused one, the last
+SFT_LAST, FUSED = "sft_last", "fused"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +29,14 @@ class RunData:
     header: tuple[str, ...]  # comment lines of config.yaml: versions, then the command
     manifests: Mapping[str, Manifest]  # by stage, finished stages only
     metrics: Mapping[str, list[dict[str, Any]]]  # by stage, one line per step
+    reference: Config | None  # the recipe as its files have it, without the command line's keys
+    attempts: list[Attempt]
     costs: list[StageCost]
+    plan: list[CostRow]  # cost beside plan, a row for each stage and one for the total
     probe_table: ProbeTable | None
     scores: list[Score]
     funnel: dict[str, Any] | None
+    samples: Explorer | None
 
     @property
     def done(self) -> set[str]:
@@ -52,6 +61,9 @@ def gather(run_dir: Path) -> RunData:
         _result(run, manifests, stage, name)
         for stage, name in (("probe", "probe_table.json"), ("evaluate", "scores.json"), ("prepare", "funnel.json"))
     )
+    reference = run_dir / REFERENCE
+    book = Book(run_dir / "ledger.jsonl").update()
+    planned = planned_hours(run_dir) or dict.fromkeys(run.config.stages)
     return RunData(
         path=run.path,
         config=run.config,
@@ -59,11 +71,36 @@ def gather(run_dir: Path) -> RunData:
         header=header,
         manifests=manifests,
         metrics=metrics,
-        costs=summarise(run_dir / "ledger.jsonl"),
+        reference=load_config(reference) if reference.is_file() else None,
+        attempts=list(book.attempts.values()),
+        costs=book.costs(),
+        plan=compare_costs(planned, book.costs()),
         probe_table=ProbeTable.from_json(probe) if probe else None,
         scores=scores_from_json(scores) if scores else [],
         funnel=json.loads(funnel) if funnel else None,
+        samples=_samples(run, manifests),
     )
+
+
+def _samples(run: RunFolder, manifests: Mapping[str, Manifest]) -> Explorer | None:
+    """Samples of the models that `evaluate` has finished so far, whether the stage has or not."""
+    records = _evaluation_data(run, manifests)
+    if "evaluate" not in run.config.stages or records is None:
+        return None
+    files = sorted(run.stage_folder("evaluate").glob("samples_*.jsonl"), key=lambda file: file.stat().st_mtime)
+    by_model = {file.stem.removeprefix("samples_"): file for file in files}
+    order = [SFT_LAST, FUSED, *reversed(by_model)]
+    shown = [model for model in dict.fromkeys(order) if model in by_model][:SHOWN_MODELS]
+    return gather_samples(records, {model: by_model[model] for model in by_model if model in shown})
+
+
+def _evaluation_data(run: RunFolder, manifests: Mapping[str, Manifest]) -> Path | None:
+    """The evaluation set: made here, or read by a finished stage of a run that starts from another."""
+    for manifest in manifests.values():
+        artefact = manifest.outputs.get("evaluation_data") or manifest.inputs.get("evaluation_data")
+        if artefact and run.resolve(artefact).is_file():
+            return run.resolve(artefact)
+    return None
 
 
 def _split_config(text: str) -> tuple[tuple[str, ...], str]:

@@ -16,6 +16,7 @@ from typing import Any
 
 Row = dict[str, Any]
 Spec = dict[str, Any]
+Size = int | str | Mapping[str, int]  # pixels, "container", or {"step": pixels of a category}
 
 # Names of CSS variables of the page: Okabe-Ito hues, told apart with any colour vision, made to contrast with the page.
 SERIES = tuple(f"series-{index}" for index in range(7))
@@ -50,7 +51,7 @@ def colour(name: str) -> str:
     return f"var(--{name})"
 
 
-def layers(*parts: Spec, width: int | str = "container", height: int | Mapping[str, int] = 220, **more: Any) -> Spec:
+def layers(*parts: Spec, width: Size = "container", height: Size = 220, **more: Any) -> Spec:
     """A layered specification with the page's looks."""
     return {"width": width, "height": height, "config": _CONFIG, "layer": list(parts)} | more
 

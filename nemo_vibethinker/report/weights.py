@@ -1,15 +1,21 @@
 """MGPO's weight against p_correct: where a stage's prompts lie, what weight they get, and how that moves."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 from nemo_vibethinker.report import vega
 from nemo_vibethinker.report.series import Lines
 from nemo_vibethinker.report.vega import Chart, Row
-from nemo_vibethinker.signal.mgpo import mgpo_weight
 
 FIELD = "p_correct_counts"
 _MAX_COLUMNS = 120  # of the map; more steps are added up in equal bins
 _CURVE_POINTS = 50
+
+
+def mgpo_weight(p_correct: float, lambda_me: float) -> float:
+    """exp(-lambda_me * KL(p || 1/2)) as `signal.mgpo.mgpo_weights` has it, for a page that is written without torch."""
+    divergence = sum(p * math.log(2 * p) for p in (p_correct, 1 - p_correct) if p > 0)
+    return math.exp(-lambda_me * divergence)
 
 
 def weight_chart(stage: str, lines: Lines, lambda_me: float, colour: str) -> Chart | None:
@@ -18,9 +24,8 @@ def weight_chart(stage: str, lines: Lines, lambda_me: float, colour: str) -> Cha
     if not sum(counts):
         return None
     rows = _bar_rows(counts, lambda_me)
-    curve = [
-        {"p": p, "w": vega.rounded(mgpo_weight(p, lambda_me))} for p in (i / _CURVE_POINTS for i in range(51))
-    ]
+    places = [index / _CURVE_POINTS for index in range(_CURVE_POINTS + 1)]
+    curve = [{"p": p, "w": vega.rounded(mgpo_weight(p, lambda_me))} for p in places]
     half = 0.42 / max(1, len(counts) - 1)
     bars = [row | {"a": row["p"] - half, "b": row["p"] + half} for row in rows]
     x = vega.number("p", "p_correct: share of right responses", scale={"domain": [-0.06, 1.06], "nice": False})
