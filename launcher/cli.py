@@ -36,6 +36,7 @@ class Command:
 
     config: Config
     sources: dict[str, str]  # dotted key -> the file that set it, or "command line"
+    reference: Config  # the recipe, scale and cluster as their files have them
     plan: bool
     layouts: bool  # plan=layouts: the choice of layouts in place of the plan
 
@@ -58,6 +59,8 @@ def parse(arguments: list[str]) -> Command:
         overlay = read_overlay(file)
         values |= overlay | {NAME_KEYS[axis]: name}
         sources |= dict.fromkeys(overlay, f"recipes/{file.relative_to(RECIPES)}")
+    reference = build(values)
+    resolve(reference)
     for key, text in given.items():
         kind = key_type(key, COMMAND_LINE)
         values[key] = parse_value(kind, parse_text(kind, text, key), f"{COMMAND_LINE}: {key}")
@@ -66,7 +69,7 @@ def parse(arguments: list[str]) -> Command:
     resolve(config)
     validate(config)
     check_paths(config)
-    return Command(config, sources, plan, layouts)
+    return Command(config, sources, reference, plan, layouts)
 
 
 def split_arguments(arguments: list[str]) -> dict[str, str]:

@@ -18,13 +18,13 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 GRACE_S = 20  # from a forwarded signal to SIGKILL
 
 
-def execute(config: Config) -> int:
+def execute(config: Config, reference: Config | None = None) -> int:
     """Run what is not done and show the result. Returns the exit code.
 
     Raises:
         ValueError: the run folder belongs to another configuration or process.
     """
-    run = open_run(config)
+    run = open_run(config, reference)
     found = survey(run, report=lambda line: None)  # the worker says it
     if all(found.values()) and (run.path / "report.html").is_file():
         for stage, manifest in found.items():

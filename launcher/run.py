@@ -37,7 +37,7 @@ def _run(arguments: list[str]) -> int:
         print(plan.render(command))
         return 0
     cli.require_data(command.config)
-    return local.execute(command.config)
+    return local.execute(command.config, command.reference)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import nemo_vibethinker
 from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import Config, flatten, load_config, to_yaml
 
+REFERENCE = "reference.yaml"  # in a run folder: its recipe as the files have it, before the command line's keys
 LOCK_VARIABLE = "NVT_RUN_LOCK"  # set by a launcher that holds the lock of this run folder for its workers
 
 
@@ -292,8 +293,10 @@ def _git_commit() -> str:
     return (head.stdout.strip() or "none") + ("-dirty" if changed.stdout.strip() else "")
 
 
-def open_run(config: Config) -> RunFolder:
+def open_run(config: Config, reference: Config | None = None) -> RunFolder:
     """Create the run's folder or open it again, and lock it for this process.
+
+    `reference`, the recipe without the command line's keys, is kept for the report.
 
     The stored configuration follows changes of `run.root`, `run.name`, `cluster.*` and `budget.*`, which decide no
     result.
@@ -312,6 +315,8 @@ def open_run(config: Config) -> RunFolder:
         if flatten(earlier) == flatten(config):
             return run
     atomic_write_text(stored, _header() + to_yaml(config))
+    if reference is not None and not (run.path / REFERENCE).exists():
+        atomic_write_text(run.path / REFERENCE, to_yaml(reference))
     return run
 
 

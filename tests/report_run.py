@@ -3,11 +3,12 @@
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 from nemo_vibethinker.config import CODE_DOMAIN, MATH_DOMAINS, Config
+from nemo_vibethinker.data.records import Record, write_jsonl
 from nemo_vibethinker.evaluation.scores import ProblemSamples, Score, score_samples, scores_to_json
 from nemo_vibethinker.pipeline import StageContext, StageFunction, StageResult, run_stages
 from nemo_vibethinker.reward.verdict import Kind
@@ -18,6 +19,29 @@ from nemo_vibethinker.spectrum.selection import ProbeTable
 MODELS = ["sft_last", *(f"specialist.{domain}" for domain in MATH_DOMAINS), "fused"]
 MODELS += ["mgpo.math_16k", "mgpo.math_32k", "mgpo.code"]
 HOSTILE = "<script>alert('x')</script>"
+
+
+FUNNEL = {
+    "sets": {
+        "sft": {
+            "read": 1204,
+            "kept": 1201,
+            "dropped": [{"line": 7, "id": "u-7", "reason": f"no answer {HOSTILE}"}] * 3,
+        },
+        "rl": {"read": 400, "kept": 400, "dropped": []},
+    },
+    "overlaps_removed": [{"train_id": "a-1", "held_out_id": "h-9", "shared_text": "what is the area of a square"}],
+    "disjoint": True,
+}
+PROBLEMS = [
+    Record(
+        id=f"p-{number}",
+        domain=("algebra", "geometry", "code")[number % 3],
+        prompt=f"Problem {number}: what is {number} + {number}? {HOSTILE}",
+        answer=str(2 * number),
+    )
+    for number in range(12)
+]
 
 
 class Page(HTMLParser):
@@ -33,6 +57,7 @@ class Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.text = ""
         self.section_text: dict[str, str] = {}
+        self.scripts: list[str] = []
         self._open: list[str] = []
         self._section = ""
         self.feed(text)
@@ -46,6 +71,8 @@ class Page(HTMLParser):
             self._open.append(tag)
         self.ids += [found["id"]] if "id" in found else []
         self.addresses += [found[name] for name in ("href", "src", "action", "data", "poster") if name in found]
+        if tag == "script":
+            self.scripts.append("")
         if tag == "section":
             self._section = found["id"]
         if tag == "tr":
@@ -64,7 +91,9 @@ class Page(HTMLParser):
             self._section = ""
 
     def handle_data(self, data: str) -> None:
-        if "style" in self._open:
+        if {"style", "script"} & set(self._open):
+            if "script" in self._open:
+                self.scripts[-1] += data
             return
         self.text += data
         self.section_text[self._section] = self.section_text.get(self._section, "") + data
@@ -118,6 +147,20 @@ def make_scores(rng: random.Random, models: Sequence[str] = MODELS) -> list[Scor
 def stage_functions(rng: random.Random, stop_in: str = "") -> dict[str, StageFunction]:
     """Stages that write what the real ones write, with made-up figures; `stop_in` dies after half of its steps."""
 
+    def prepare(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
+        (folder / "funnel.json").write_text(json.dumps(FUNNEL))
+        write_jsonl(folder / "evaluation.jsonl", PROBLEMS)
+        return StageResult(
+            outputs={"funnel": folder / "funnel.json", "evaluation_data": folder / "evaluation.jsonl"}, metrics={}
+        )
+
+    def evaluate(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
+        (folder / "scores.json").write_text(scores_to_json(make_scores(rng)))
+        for model in ("sft_last", "fused", "mgpo.code"):
+            lines = [json.dumps(line) + "\n" for line in sample_lines(rng)]
+            (folder / f"samples_{model}.jsonl").write_text("".join(lines))
+        return StageResult(outputs={"scores": folder / "scores.json"}, metrics={})
+
     def write(name: str, text: Callable[[Config], str]) -> StageFunction:
         def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
             (folder / name).write_text(text(config))
@@ -136,27 +179,29 @@ def stage_functions(rng: random.Random, stop_in: str = "") -> dict[str, StageFun
         (folder / "weights").write_text(context.stage)
         return StageResult(outputs={context.stage: folder / "weights"}, metrics={})
 
-    funnel = {
-        "sets": {
-            "sft": {
-                "read": 1204,
-                "kept": 1201,
-                "dropped": [{"line": 7, "id": "u-7", "reason": f"no answer {HOSTILE}"}] * 3,
-            },
-            "rl": {"read": 400, "kept": 400, "dropped": []},
-        },
-        "overlaps_removed": [{"train_id": "a-1", "held_out_id": "h-9", "shared_text": "what is the area of a square"}],
-        "disjoint": True,
-    }
     return {
-        "prepare": write("funnel.json", lambda config: json.dumps(funnel)),
+        "prepare": prepare,
         "sft": steps,
         "probe": write("probe_table.json", lambda config: make_probe_table(config, rng).to_json()),
         "fuse": write("weights", lambda config: "fused"),
         **{f"mgpo.{name}": steps for name in ("math_16k", "math_32k", "code")},
-        "evaluate": write("scores.json", lambda config: scores_to_json(make_scores(rng))),
+        "evaluate": evaluate,
         "export": write("weights", lambda config: "hf"),
     }
+
+
+def sample_lines(rng: random.Random) -> Iterator[dict[str, str]]:
+    """Four responses to each problem; the first problem is never solved, the second always."""
+    for number, problem in enumerate(PROBLEMS):
+        for sample in range(4):
+            right = number > 0 and (number == 1 or rng.random() < 0.5)
+            text = f"Response {sample} to {problem.id}. \\boxed{{{problem.answer if right else 'wrong'}}}"
+            yield {
+                "id": problem.id,
+                "response": text + HOSTILE * (number == 2),
+                "verdict": "right" if right else "wrong",
+                "reason": "" if right else "the answer differs",
+            }
 
 
 def sft_fields(step: int, rng: random.Random) -> dict[str, float]:
@@ -175,6 +220,7 @@ def signal_fields(step: int, count: int, rng: random.Random) -> dict[str, float]
         "mismatch_kl": 7e-4 * math.exp(rng.gauss(0, 0.3)),
         "zero_variance_share": 0.2 + rng.gauss(0, 0.03),
         "grad_norm": 0.5 + rng.random(),
+        "p_correct_counts": [3 - 2 * step // count, 4, 2, 1, 1 + 2 * step // count],
         "generate_share": 0.61,
         "update_share": 0.27,
         "grade_share": 0.05,

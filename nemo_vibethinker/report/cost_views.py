@@ -13,7 +13,6 @@ from nemo_vibethinker.report.vega import Chart, Row
 
 _TIME_PARTS = ("generate", "grade", "update", "sync", "idle")  # each logged as PART_share
 _MAX_ATTEMPTS = 200
-_BAR_STEP = {"step": 26}
 
 
 def unit(device: str) -> str:
@@ -48,15 +47,17 @@ def hours_chart(rows: Sequence[CostRow]) -> Chart:
     paint = vega.colours("kind", {"useful": vega.SERIES[0], "lost": vega.LOST})
     tips = [vega.tip("stage", "stage"), vega.tip("kind", "kind"), vega.tip("h", "hours", ".4~g")]
     tips += [vega.tip("attempts", "attempts", "d"), vega.tip("plan", "planned", ".4~g")]
-    totals = [{"stage": row.stage, "b": vega.rounded(row.paid_hours), "text": f"{row.paid_hours:.3g}"} for row in stages]
+    totals = [
+        {"stage": row.stage, "b": vega.rounded(row.paid_hours), "text": f"{row.paid_hours:.3g}"} for row in stages
+    ]
     tick = {"type": "tick", "thickness": 2, "size": 20, "color": vega.colour(vega.INK)}
     text = {"type": "text", "align": "left", "dx": 5}
     bar = {"type": "bar", "height": 15}
     spec = vega.layers(
         vega.layer(bars, bar, x=x, x2={"field": "b"}, y=y, color=paint, tooltip=tips),
-        vega.layer(plans, tick, x=x | {"field": "plan"}, y=y, tooltip=[vega.tip("plan", "planned", ".4~g")]),
+        *([vega.layer(plans, tick, x=x | {"field": "plan"}, y=y, tooltip=tips[-1:])] if plans else []),
         vega.layer(totals, text, x=x | {"field": "b"}, y=y, text={"field": "text"}),
-        height=_BAR_STEP,
+        height=26 * len(stages),
     )
     legend = [("useful: led to a result or can be resumed from", vega.SERIES[0]), ("lost: done again", vega.LOST)]
     legend += [("planned", vega.INK)] if plans else []
@@ -148,7 +149,7 @@ def shares_chart(lines: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | No
     spec = vega.layers(
         vega.layer(rows, bar, x=x, x2={"field": "b"}, y=y, color=vega.colours("part", colours), tooltip=tips),
         vega.layer(large, {"type": "text"}, x=x | {"field": "mid"}, y=y, text=label),
-        height={"step": 30},
+        height=30 * len(lines),
     )
     caption = "Mean over the stage's steps. The longest part is the one whose speed decides the stage's cost."
     return Chart(

@@ -89,13 +89,14 @@ def loss_chart(lines: Lines, marked_steps: Mapping[int, str]) -> Chart:
     steps, losses = curve(lines, "loss")
     rows = _rows(steps, losses)
     marks = _labelled(marked_steps, apart=0.12 * steps[-1])
-    x = vega.number("x", "SFT step", scale={"domain": [0, steps[-1]], "nice": False})
+    ends = {"domain": [0, steps[-1]], "nice": False}
+    x = vega.number("x", "SFT step", scale=ends, axis={"tickCount": 12})
     y = vega.number("y", "loss, nats per token", scale={"zero": False})
     tips = [vega.tip("x", "step", ",.0f"), vega.tip("y", "loss", ".4f"), vega.tip("m", "running mean", ".4f")]
     dotted = {"type": "rule", "strokeDash": [2, 3], "color": vega.colour(vega.MUTED)}
     spec = vega.layers(
         vega.layer(marks, dotted, x=x),
-        vega.layer(marks, {"type": "text", "baseline": "bottom"}, x=x, y={"field": "at", "scale": None}, text=_TEXT),
+        *_mark_labels(marks, x),
         vega.layer(rows, _thin(vega.SERIES[0]), x=x, y=y) | {"params": [vega.pan_and_zoom()]},
         vega.layer(rows, {"type": "line", "clip": True, "color": vega.colour(vega.SERIES[0])}, x=x, y=y | _SMOOTH),
         vega.hover_rule(rows, x, tips),
@@ -121,14 +122,29 @@ def _thin(colour: str | None = None) -> Spec:
 
 
 def _labelled(marked_steps: Mapping[int, str], apart: float) -> list[Row]:
-    """Steps with their labels; one closer than `apart` steps to the one before goes a line higher (`at`, pixels)."""
+    """Steps with their labels; one closer than `apart` steps to the one before goes a line higher (`level`)."""
     rows: list[Row] = []
     previous, level = -apart, 0
     for step, label in sorted(marked_steps.items()):
         level = level + 1 if step - previous < apart else 0
         previous = step
-        rows.append({"x": step, "text": label, "at": -3 - 13 * level})
+        rows.append({"x": step, "text": label, "level": level})
     return rows
+
+
+def _mark_labels(marks: Sequence[Row], x: Spec) -> list[Spec]:
+    """The labels above the chart, one layer for each line of them."""
+    levels = sorted({row["level"] for row in marks})
+    return [
+        vega.layer(
+            [row for row in marks if row["level"] == level],
+            {"type": "text", "baseline": "bottom", "dy": -4 - 13 * level},
+            x=x,
+            y={"value": 0},
+            text=_TEXT,
+        )
+        for level in levels
+    ]
 
 
 def _rows(steps: Sequence[float], points: Sequence[float], **more: object) -> list[Row]:
@@ -190,9 +206,7 @@ def _bands(stages: Mapping[str, Lines], total: int) -> list[Row]:
     return bands
 
 
-def _panel_spec(
-    panel: Panel, rows: list[Row], dashed: list[Row], bands: list[Row], colours: Mapping[str, str]
-) -> Spec:
+def _panel_spec(panel: Panel, rows: list[Row], dashed: list[Row], bands: list[Row], colours: Mapping[str, str]) -> Spec:
     seen = [row["y"] for row in rows]
     scale = {"type": "log"} if panel.logarithmic and min(seen) > 0 else {"zero": panel.from_zero}
     x = vega.number("x", "RL step, all stages", scale={"domain": [0.5, bands[-1]["b"]], "nice": False})

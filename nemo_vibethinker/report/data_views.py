@@ -27,7 +27,7 @@ def funnel_chart(funnel: Mapping[str, Any]) -> Chart:
     bar = {"type": "bar", "height": 16, "opacity": 0.75}
     paint = vega.colours("kind", _KINDS)
     spec = vega.layers(
-        vega.layer(rows, bar, x=x, x2={"field": "b"}, y=y, color=paint, tooltip=tips), height={"step": 26}
+        vega.layer(rows, bar, x=x, x2={"field": "b"}, y=y, color=paint, tooltip=tips), height=26 * len(funnel["sets"])
     )
     text = ", ".join(f"{name} {counts['kept']:,} of {counts['read']:,}" for name, counts in funnel["sets"].items())
     return Chart(name="funnel", description=f"Rows kept: {text}", spec=spec, legend=list(_KINDS.items()))

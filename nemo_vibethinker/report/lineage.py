@@ -10,6 +10,7 @@ _BOX_WIDTH, _LINE_HEIGHT, _PADDING = 112, 15, 8
 _GAP_X, _GAP_Y, _TOP = 24, 11, 30
 _MAX_CHECKPOINTS = 10  # more than these: only the first, the chosen and the last are drawn
 _ARROW = 7
+_DASH: dict[bool, Spec] = {True: {}, False: {"strokeDash": [4, 3]}}  # by whether it is finished
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,6 @@ def graph_chart(graph: Graph, caption: str) -> Chart:
     colours = dict.fromkeys(sorted({row["c"] for row in (*boxes, *edges)}))
     paint = vega.colours("c", {name: name for name in colours})
     x, y = _pixels("x", graph.width), _pixels("y", graph.height)
-    dash = {"condition": {"test": "!datum.done", "value": [4, 3]}, "value": [1, 0]}
     line = {"type": "line", "interpolate": "monotone", "opacity": 0.75, "strokeWidth": 1.4}
     arrow = {"type": "point", "shape": "triangle-right", "filled": True, "size": 34, "opacity": 0.9}
     box = {"type": "rect", "fill": vega.colour(vega.RAISED), "strokeWidth": 1.3, "cornerRadius": 5}
@@ -97,9 +97,25 @@ def graph_chart(graph: Graph, caption: str) -> Chart:
     titles = [{"x": place, "y": 9, "text": name} for place, name in graph.headers]
     spec = vega.layers(
         vega.layer(titles, header, x=x, y=y, text=written),
-        vega.layer(edges, line, x=x, y=y, detail={"field": "e"}, order=order, color=paint, strokeDash=dash),
+        *(
+            vega.layer(
+                [e for e in edges if e["done"] == done],
+                line | dash,
+                x=x,
+                y=y,
+                detail={"field": "e"},
+                order=order,
+                color=paint,
+            )
+            for done, dash in _DASH.items()
+        ),
         vega.layer(heads, arrow, x=x, y=y, color=paint),
-        vega.layer(boxes, box, x=x, y=y, **ends, stroke=paint, strokeDash=dash, tooltip=tips),
+        *(
+            vega.layer(
+                [b for b in boxes if b["done"] == done], box | dash, x=x, y=y, **ends, stroke=paint, tooltip=tips
+            )
+            for done, dash in _DASH.items()
+        ),
         vega.layer([t for t in texts if t["first"]], text | {"fontWeight": 600}, x=x, y=y, text=written),
         vega.layer(
             [t for t in texts if not t["first"]], text | {"color": vega.colour(vega.MUTED)}, x=x, y=y, text=written
@@ -129,7 +145,7 @@ def _box_row(box: Box) -> Row:
 
 
 def _text_rows(box: Box) -> list[Row]:
-    lines = (box.model.name, *box.model.lines)
+    lines = (box.model.name.removeprefix("mgpo."), *box.model.lines)
     top = box.y + _PADDING + 6
     return [
         {"x": box.x + 8, "y": top + _LINE_HEIGHT * index, "text": text, "first": index == 0}

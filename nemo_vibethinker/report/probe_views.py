@@ -25,9 +25,9 @@ def probe_chart(table: ProbeTable, select_k: int) -> Chart:
     tips = [vega.tip("domain", "domain"), vega.tip("step", "SFT step"), vega.tip("k", "K")]
     tips += [vega.tip("v", "Pass@K, %", ".1f"), vega.tip("range", "95% interval"), vega.tip("role", "role")]
     cell = {"type": "rect", "color": vega.colour(vega.HEAT), "cornerRadius": 3, "width": width - 3, "height": _ROW - 3}
-    frame = cell | {"filled": False, "stroke": vega.colour(vega.INK), "strokeWidth": 2, "fillOpacity": 0}
+    frame = cell | {"filled": False, "color": vega.colour(vega.INK), "strokeWidth": 2}
     value = {"type": "text", "dy": -7, "fontSize": 12}
-    interval = {"type": "text", "dy": 9, "fontSize": 9.5, "color": vega.colour(vega.MUTED)}
+    interval = {"type": "text", "dy": 9, "fontSize": 9.5, "opacity": 0.8}
     stars = [row for row in rows if row["star"]]
     spec = vega.layers(
         vega.layer(rows, cell, x=x, y=y, opacity=shade, tooltip=tips) | {"transform": at_k},
@@ -89,7 +89,8 @@ def _probe_table(table: ProbeTable, k: int, chosen: dict[str, int]) -> dict[str,
         [
             str(step),
             *(
-                format_estimate(table.cells[domain][step][k]) + (" \N{BLACK STAR}" if chosen.get(domain) == step else "")
+                format_estimate(table.cells[domain][step][k])
+                + (" \N{BLACK STAR}" if chosen.get(domain) == step else "")
                 for domain in table.domains
             ),
         ]

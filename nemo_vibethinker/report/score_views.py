@@ -13,6 +13,7 @@ from nemo_vibethinker.report.numbers import format_estimate, percent
 from nemo_vibethinker.report.vega import Chart, Row
 from nemo_vibethinker.spectrum.pass_at_k import Estimate
 
+
 def signal_stages(config: Config) -> list[str]:
     """The run's reinforcement-learning stages in order, under their full names."""
     return [stage for stage in config.stages if stage.startswith("mgpo.")]
@@ -118,7 +119,7 @@ def interval_chart(name: str, title: str, rows: Sequence[Row], colours: Mapping[
     spec = vega.layers(
         vega.layer(rows, bar, x=x | {"field": "low"}, x2={"field": "high"}, y=y, color=paint, tooltip=tips),
         vega.layer(rows, dot, x=x, y=y, color=paint, tooltip=tips),
-        height={"step": 21},
+        height=21 * len(colours),
     )
     text = f"pass@1 on {title}: " + ", ".join(f"{row['model']} {row['v']:.1f}" for row in rows)
     return Chart(name=name, title=title, description=text, spec=spec)

@@ -53,7 +53,8 @@ def colour(name: str) -> str:
 
 def layers(*parts: Spec, width: Size = "container", height: Size = 220, **more: Any) -> Spec:
     """A layered specification with the page's looks."""
-    return {"width": width, "height": height, "config": _CONFIG, "layer": list(parts)} | more
+    fit = {"autosize": {"type": "fit-x", "contains": "padding"}} if width == "container" else {}
+    return {"width": width, "height": height, "config": _CONFIG, "layer": list(parts)} | fit | more
 
 
 def layer(rows: Sequence[Row], mark: str | Spec, **encoding: Any) -> Spec:
@@ -116,7 +117,7 @@ def as_json(value: Any) -> str:
 
 def specs_json(charts: Iterable[Chart]) -> str:
     """The charts of a page: name -> specification."""
-    found = {chart.name: chart.spec for chart in charts}
+    found = {chart.name: chart.spec | {"description": chart.description} for chart in charts}
     return as_json(found)
 
 

@@ -28,7 +28,7 @@ def weight_chart(stage: str, lines: Lines, lambda_me: float, colour: str) -> Cha
     curve = [{"p": p, "w": vega.rounded(mgpo_weight(p, lambda_me))} for p in places]
     half = 0.42 / max(1, len(counts) - 1)
     bars = [row | {"a": row["p"] - half, "b": row["p"] + half} for row in rows]
-    x = vega.number("p", "p_correct: share of right responses", scale={"domain": [-0.06, 1.06], "nice": False})
+    x = vega.number("p", "p_correct: share of right responses", scale={"domain": [-0.09, 1.09], "nice": False})
     tips = [
         vega.tip("p", "p_correct", ".3f"),
         vega.tip("share", "share of prompts", ".1%"),
@@ -86,8 +86,10 @@ def spread_chart(stages: Mapping[str, Lines]) -> Chart | None:
         start += lines[-1]["step"]
     if not rows:
         return None
-    x = vega.number("a", "RL step, all stages", scale={"domain": [0.5, total + 0.5], "nice": False})
-    y = vega.number("low", "p_correct", scale={"domain": [-0.07, 1.07], "nice": False}, axis={"tickCount": 3})
+    ends = {"domain": [0.5, total + 0.5], "nice": False}
+    x = vega.number("a", "RL step, all stages", scale=ends, axis={"tickCount": 12})
+    ends = {"domain": [-0.09, 1.09], "nice": False}
+    y = vega.number("low", "p_correct", scale=ends, axis={"tickCount": 3, "grid": False})
     shade = {"field": "share", "type": "quantitative", "legend": None, "scale": {"range": [0.03, 1]}}
     tips = [
         vega.tip("s", "stage"),
