@@ -11,7 +11,7 @@ from nemo_vibethinker.costs.comparison import CostRow, compare_costs, planned_ho
 from nemo_vibethinker.evaluation.scores import Score, scores_from_json
 from nemo_vibethinker.ledger import Attempt, Book, StageCost
 from nemo_vibethinker.metrics_log import read_metrics
-from nemo_vibethinker.report.samples import Explorer, gather_samples
+from nemo_vibethinker.report.samples import Explorer, Source, gather_samples, sources
 from nemo_vibethinker.run_folder import REFERENCE, Manifest, RunFolder
 from nemo_vibethinker.spectrum.selection import ProbeTable
 
@@ -36,6 +36,7 @@ class RunData:
     probe_table: ProbeTable | None
     scores: list[Score]
     funnel: dict[str, Any] | None
+    sources: list[Source]
     samples: Explorer | None
 
     @property
@@ -62,6 +63,7 @@ def gather(run_dir: Path) -> RunData:
         for stage, name in (("probe", "probe_table.json"), ("evaluate", "scores.json"), ("prepare", "funnel.json"))
     )
     reference = run_dir / REFERENCE
+    found_samples = sample_sources(run, manifests)
     book = Book(run_dir / "ledger.jsonl").update()
     planned = planned_hours(run_dir) or dict.fromkeys(run.config.stages)
     return RunData(
@@ -78,20 +80,23 @@ def gather(run_dir: Path) -> RunData:
         probe_table=ProbeTable.from_json(probe) if probe else None,
         scores=scores_from_json(scores) if scores else [],
         funnel=json.loads(funnel) if funnel else None,
-        samples=_samples(run, manifests),
+        sources=found_samples,
+        samples=gather_samples(_shown(found_samples)),
     )
 
 
-def _samples(run: RunFolder, manifests: Mapping[str, Manifest]) -> Explorer | None:
+def sample_sources(run: RunFolder, manifests: Mapping[str, Manifest]) -> list[Source]:
     """Samples of the models that `evaluate` has finished so far, whether the stage has or not."""
-    records = _evaluation_data(run, manifests)
-    if "evaluate" not in run.config.stages or records is None:
-        return None
-    files = sorted(run.stage_folder("evaluate").glob("samples_*.jsonl"), key=lambda file: file.stat().st_mtime)
-    by_model = {file.stem.removeprefix("samples_"): file for file in files}
-    order = [SFT_LAST, FUSED, *reversed(by_model)]
-    shown = [model for model in dict.fromkeys(order) if model in by_model][:SHOWN_MODELS]
-    return gather_samples(records, {model: by_model[model] for model in by_model if model in shown})
+    if "evaluate" not in run.config.stages:
+        return []
+    return sources(run.stage_folder("evaluate"), _evaluation_data(run, manifests))
+
+
+def _shown(found: list[Source]) -> list[Source]:
+    """The sources of the models that the explorer shows."""
+    last_first = [source.model for source in reversed(found)]
+    there = [model for model in dict.fromkeys((SFT_LAST, FUSED, *last_first)) if model in last_first]
+    return [source for source in found if source.model in there[:SHOWN_MODELS]]
 
 
 def _evaluation_data(run: RunFolder, manifests: Mapping[str, Manifest]) -> Path | None:

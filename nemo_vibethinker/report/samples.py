@@ -1,5 +1,6 @@
 """The sample explorer's data: some problems with responses of some models, cut to what a page can carry."""
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,28 +47,60 @@ class Explorer:
         return sum(len(problem.responses) for problem in self.problems)
 
 
-def gather_samples(records: Path, files: Mapping[str, Path], max_bytes: int = MAX_BYTES) -> Explorer | None:
-    """Problems evenly over the evaluation set, with up to four responses of each model, right and wrong ones.
+@dataclass(frozen=True)
+class Source:
+    """The samples of one model to one set of problems.
+
+    Attributes:
+        model: its label.
+        benchmark: name of the set; empty for the held-out one, whose problems have domains of their own.
+        problems: JSON lines of records.
+        samples: JSON lines of `id`, `response`, `verdict`, `reason`.
+    """
+
+    model: str
+    benchmark: str
+    problems: Path
+    samples: Path
+
+
+def sources(evaluation: Path, held_out: Path | None) -> list[Source]:
+    """What an evaluation folder holds: `samples_<model>.jsonl`, and `benchmarks/<model>/<benchmark>/samples.jsonl`.
+
+    In the order of the models, which is that of the files' times; `held_out` holds the problems of the former.
+    """
+    plain = sorted(evaluation.glob("samples_*.jsonl"), key=lambda file: file.stat().st_mtime) if held_out else []
+    found = [Source(file.stem.removeprefix("samples_"), "", held_out, file) for file in plain if held_out]
+    return found + [
+        Source(file.parent.parent.name, file.parent.name, file.with_name("problems.jsonl"), file)
+        for file in sorted(evaluation.glob("benchmarks/*/*/samples.jsonl"))
+    ]
+
+
+def gather_samples(found: Sequence[Source], max_bytes: int = MAX_BYTES) -> Explorer | None:
+    """Problems evenly over the sets, with up to four responses of each model, right and wrong ones.
 
     Files are read line by line: they may be of gigabytes. None if there are no samples.
-
-    Args:
-        records: the evaluation set.
-        files: model -> its samples, JSON lines of `id`, `response`, `verdict`, `reason`.
     """
-    chosen = {record.id: _problem(record) for record in _spread(records, MAX_PROBLEMS)}
-    seen: set[str] = set()
+    models = list(dict.fromkeys(source.model for source in found))
+    chosen: dict[tuple[Path, str], Problem] = {}
+    for problems in dict.fromkeys(source.problems for source in found):
+        chosen |= {(problems, record.id): _problem(record) for record in _spread(problems, MAX_PROBLEMS)}
+    seen: set[tuple[Path, str]] = set()
     count = 0
-    for index, file in enumerate(files.values()):
+    for source in found:
         taken: dict[tuple[str, str], int] = {}
-        for line in _lines(file):
+        for line in read_samples(source.samples):
             count += 1
-            seen.add(line["id"])
-            _take(chosen.get(line["id"]), index, line, taken)
+            seen.add((source.problems, line["id"]))
+            problem = chosen.get((source.problems, line["id"]))
+            if problem is not None:
+                problem.domain = source.benchmark or problem.domain
+                _take(problem, models.index(source.model), line, taken)
     if not count:
         return None
     problems = [problem for problem in chosen.values() if problem.responses]
-    return Explorer(list(files), _within(problems, max_bytes), len(seen), count)
+    return Explorer(models, _within(problems, max_bytes), len(seen), count)
 
 
 def _problem(record: Record) -> Problem:
@@ -88,16 +121,17 @@ def _spread(path: Path, limit: int) -> list[Record]:
     ]
 
 
-def _lines(file: Path) -> Iterator[dict[str, Any]]:
+def read_samples(file: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a samples file; one that is still being written may end torn."""
     with open(file, encoding="utf-8") as lines:
         for line in lines:
-            if line.strip():
+            with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)
 
 
-def _take(problem: Problem | None, model: int, line: Mapping[str, Any], taken: dict[tuple[str, str], int]) -> None:
+def _take(problem: Problem, model: int, line: Mapping[str, Any], taken: dict[tuple[str, str], int]) -> None:
     """Add a response while there is room for its verdict: two right, two wrong, two ungraded."""
-    if problem is None or sum(response[0] == model for response in problem.responses) >= MAX_RESPONSES:
+    if sum(response[0] == model for response in problem.responses) >= MAX_RESPONSES:
         return
     key = (problem.id, line["verdict"])
     if taken.get(key, 0) < _PER_VERDICT:
