@@ -39,6 +39,7 @@ class Command:
     reference: Config  # the recipe, scale and cluster as their files have them
     plan: bool
     layouts: bool  # plan=layouts: the choice of layouts in place of the plan
+    as_json: bool  # plan=json: for programs
 
 
 def parse(arguments: list[str]) -> Command:
@@ -50,7 +51,8 @@ def parse(arguments: list[str]) -> Command:
     given = split_arguments(arguments)
     asked = given.pop("plan", "false")
     layouts = asked == "layouts"
-    plan = layouts or parse_value(bool, asked, f"{COMMAND_LINE}: plan")
+    as_json = asked == "json"
+    plan = layouts or as_json or parse_value(bool, asked, f"{COMMAND_LINE}: plan")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for axis in AXES:
@@ -69,7 +71,7 @@ def parse(arguments: list[str]) -> Command:
     resolve(config)
     validate(config)
     check_paths(config)
-    return Command(config, sources, reference, plan, layouts)
+    return Command(config, sources, reference, plan, layouts, as_json)
 
 
 def split_arguments(arguments: list[str]) -> dict[str, str]:
@@ -382,11 +384,14 @@ COMMAND, of a run that exists (run.root=PATH where it is not in runs):
 {words}
 
 Any key of the schema (nemo_vibethinker/config/) can be set:
-  plan=true        print what would happen, with memory and FLOPs, and run nothing
+  plan=true        print what would happen and what it would cost, and run nothing
+  plan=json        the cost alone, for programs (launcher/plan_json.py says what it holds)
   plan=layouts     compare the layouts of cluster.processes GPUs of the kind cluster.gpu, and run nothing
   run.name=NAME    folder of the run below run.root (default: <recipe>-<scale>-seed<seed>)
   run.root=PATH    default: runs
   run.from_run=PATH  finished run to start from; run.from_model=fused names the model of it (default: its last)
+  budget.gpu_hours=NUMBER, budget.dollars_per_gpu_hour=NUMBER   default: 3900 and 2; process-hours where no GPU is
+  budget.on_exceed=stop|warn   past the budget a run is refused, or saved and stopped; or goes on (default: stop)
   seed=INTEGER     default: 0
   data.sft=DATASET   your own problems with solutions: a file, a folder, or a hub name, owner/name[:config[:split]]
   data.rl=DATASET    your own problems with answers or tests (default: those of data.sft)

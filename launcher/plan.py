@@ -2,13 +2,14 @@
 
 from launcher.cli import Command
 from launcher.costs import render_costs
-from launcher.estimate import estimate_seconds, filter_prompts, probed_checkpoints, token_bound
+from launcher.price import render_price
 from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, flatten
 from nemo_vibethinker.costs.parameters import parameter_count
+from nemo_vibethinker.costs.run_plan import plan_run
+from nemo_vibethinker.costs.work import filter_prompts, probed_checkpoints, token_bound
 from nemo_vibethinker.megatron.capabilities import detect_machine, select_kernels
 from nemo_vibethinker.metrics_log import STAGE_WIDTH
 from nemo_vibethinker.pipeline import starting_artefacts, survey
-from nemo_vibethinker.progress import format_duration
 from nemo_vibethinker.run_folder import RunFolder
 
 
@@ -22,7 +23,8 @@ def render(command: Command) -> str:
     run = RunFolder(config.run_folder, config)
     notes: list[str] = []
     done = [stage for stage, manifest in survey(run, notes.append).items() if manifest]
-    parts = [_configuration(command), _facts(config, run), render_costs(config), _stages(config, done, notes)]
+    price = render_price(config, plan_run(config, run.path))
+    parts = [_configuration(command), _facts(config, run), render_costs(config), _stages(config, done, notes), price]
     return "\n\n".join(parts) + "\n\nplan only: nothing was run or written"
 
 
@@ -63,26 +65,11 @@ def _kernels(config: Config) -> list[str]:
 
 
 def _stages(config: Config, done: list[str], notes: list[str]) -> str:
-    measured = estimate_seconds(config)
     lines = ["stages"]
     for index, stage in enumerate(config.stages):
         state = "done" if stage in done else "to run"
         lines.append(f"  {index:02d} {stage:<{STAGE_WIDTH}}  {state:<6}  {_work(config, stage)}")
-    lines += [f"  note: {note}" for note in notes]
-    return "\n".join([*lines, "", _time([stage for stage in config.stages if stage not in done], measured)])
-
-
-def _time(pending: list[str], measured: dict[str, tuple[float, str]]) -> str:
-    if not pending:
-        return "time        nothing is left to run"
-    known = {stage: measured[stage] for stage in pending if stage in measured}
-    missing = [stage for stage in pending if stage not in measured]
-    if not known:
-        return "time        unmeasured: run.root holds no finished stages of this model, layout and data"
-    seconds = format_duration(sum(value for value, _ in known.values()))
-    sources = ", ".join(sorted({source for _, source in known.values()}))
-    unmeasured = f"; unmeasured: {', '.join(missing)}" if missing else ""
-    return f"time        about {seconds} by the ledger of {sources}, scaled by the tokens above{unmeasured}"
+    return "\n".join([*lines, *(f"  note: {note}" for note in notes)])
 
 
 def _work(config: Config, stage: str) -> str:

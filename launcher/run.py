@@ -23,8 +23,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from launcher import cli, costs, local, plan
+    from launcher import cli, costs, local, plan, plan_json
     from nemo_vibethinker.costs.memory import require_fit
+    from nemo_vibethinker.costs.run_plan import plan_run, require_budget
 
     if not arguments or {"-h", "--help"} & set(arguments):
         print(cli.help_text({word: text for word, (_, text) in COMMANDS.items()}))
@@ -34,10 +35,14 @@ def _run(arguments: list[str]) -> int:
         print(costs.render_layouts(command))
         return 0
     require_fit(command.config)
+    if command.as_json:
+        print(plan_json.to_json(command.config, plan_run(command.config, command.config.run_folder)))
+        return 0
     if command.plan:
         print(plan.render(command))
         return 0
     cli.require_data(command.config)
+    require_budget(plan_run(command.config, command.config.run_folder), command.config.budget.on_exceed)
     return local.execute(command.config, command.reference)
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher import cli, plan, run
-from launcher.estimate import estimate_seconds, token_bound
 from nemo_vibethinker.config import Config, ModelConfig
-from nemo_vibethinker.run_folder import append_json_line, open_run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -248,8 +246,10 @@ def test_plan_prints_all_and_creates_nothing(recipes: Path, tmp_path: Path, caps
     assert "seed: 0" in lines
     assert "01 sft to run 120 steps x 8 rows x 512 tokens (<= 491,520 tokens)" in lines
     assert any(line.startswith("02 probe to run 2 checkpoints x ") for line in lines)  # 100 and the last, 120
-    assert [line.split()[1] for line in lines if line[:2].isdigit()] == parse().stages
-    assert any(line.startswith("time unmeasured") for line in lines)
+    assert [line.split()[1] for line in lines if line[:2].isdigit()] == parse().stages * 2  # and prices
+    assert any(
+        line.startswith("nothing has measured this machine yet: budget.gpu_hours=3,900 is watched") for line in lines
+    )
     assert lines[-1] == "plan only: nothing was run or written"
 
 
@@ -276,37 +276,6 @@ def test_parameter_count_of_the_paper_model() -> None:
         num_layers=28, hidden_size=1536, ffn_hidden_size=8960, num_attention_heads=12, num_query_groups=2
     )
     assert plan.parameter_count(qwen, 151936) == 1_543_714_304  # the size of Qwen2.5-Math-1.5B's checkpoint
-
-
-def test_time_is_measured_from_an_earlier_ledger(recipes: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    earlier = parse("run.name=earlier", "sft.steps=100", "stages=prepare,sft")
-    run_folder = open_run(earlier)
-    for stage, start, end in (("prepare", 0, 8), ("sft", 10, 110)):
-        (run_folder.stage_folder(stage)).mkdir(parents=True)
-        (run_folder.stage_folder(stage) / "manifest.json").touch()
-        for event, when, extra in (
-            ("start", start, {"processes": 1, "device": "cpu"}),
-            ("end", end, {"status": "done"}),
-        ):
-            record = {"event": event, "stage": stage, "attempt": 1, "time": when}
-            append_json_line(run_folder.path / "ledger.jsonl", record | extra)
-    run_folder.unlock()
-    later = parse("run.name=later", "sft.steps=300")
-    assert estimate_seconds(later) == {"prepare": (8.0, "earlier"), "sft": (300.0, "earlier")}
-    assert estimate_seconds(parse("run.name=later", "scale.model.num_layers=7")) == {}
-    assert run.main(["recipe=ssp_full", "run.name=later", "sft.steps=300", "plan=true"]) == 0
-    text = capsys.readouterr().out
-    assert "time        about 5m 08s by the ledger of earlier, scaled by the tokens above; unmeasured: probe, " in text
-
-
-def test_token_bound_leaves_open_what_the_users_file_decides(recipes: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").touch()
-    config = parse("data.sft=a.jsonl")
-    assert token_bound(config, "mgpo.math_16k") is None
-    config.signal.math_16k.prefilter_samples = 0
-    mgpo = config.signal.math_16k
-    expected = mgpo.steps * mgpo.prompts_per_step * mgpo.group_size * mgpo.sampling.max_response_length
-    assert token_bound(config, "mgpo.math_16k") == expected
 
 
 def test_plan_needs_neither_torch_nor_a_second(tmp_path: Path) -> None:
