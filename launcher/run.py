@@ -6,6 +6,7 @@ from pathlib import Path
 
 # Word -> the module whose `main(arguments) -> exit code` does it, and what `--help` says of it.
 COMMANDS = {
+    "doctor": ("launcher.doctor", "[scale=NAME] [cluster=NAME]: whether this machine can do such a run, with fixes"),
     "report": ("launcher.report", "run.name=NAME, or runs=a,b to compare: write the page; headline: print the table"),
     "status": ("launcher.status", "run.name=NAME: stages, attempts, progress, ETA and what the run has cost"),
 }

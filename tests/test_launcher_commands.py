@@ -100,7 +100,7 @@ def test_eta_counts_the_latest_attempt_only() -> None:
     assert status.progress(lines) == "step 4/10 40%"
 
 
-@pytest.mark.parametrize("word", COMMANDS)
+@pytest.mark.parametrize("word", sorted(set(COMMANDS) - {"doctor"}))  # which asks of no run
 def test_wrong_name_is_one_line(
     word: str, run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

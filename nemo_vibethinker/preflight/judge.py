@@ -41,7 +41,7 @@ def check_gpus(answers: Answers, expected: Expected) -> str:
     faults = [_gpu_fault(host, ranks, expected) for host, ranks in hosts_of(answers).items()]
     if found := [fault for fault in faults if fault]:
         raise ValueError("; ".join(found))
-    kinds = sorted({_kind(gpu["name"]) for answer in answers for gpu in answer["gpus"]})
+    kinds = sorted({kind(gpu["name"]) for answer in answers for gpu in answer["gpus"]})
     return f"{' and '.join(kinds)}, one a process, driver {answers[0]['gpus'][0]['driver']}"
 
 
@@ -58,13 +58,14 @@ def _gpu_fault(host: str, ranks: list[dict[str, Any]], expected: Expected) -> st
     return _kind_fault(host, list(gpus.values()), expected.gpu) or _torch_fault(host, ranks) or _busy(host, gpus)
 
 
-def _kind(device_name: str) -> str:
+def kind(device_name: str) -> str:
+    """Name of a GPU in the table of costs/gpus.py, its own where it is not there."""
     gpu = find_gpu(device_name)
     return gpu.name if gpu else device_name
 
 
 def _kind_fault(host: str, gpus: list[dict[str, Any]], wanted: str) -> str:
-    other = sorted({_kind(gpu["name"]) for gpu in gpus if wanted and _kind(gpu["name"]) != _kind(wanted)})
+    other = sorted({kind(gpu["name"]) for gpu in gpus if wanted and kind(gpu["name"]) != kind(wanted)})
     fix = "choose the right partition, constraint or GRES, or set cluster.gpu"
     return f"{host} has {', '.join(other)} where cluster.gpu={wanted} is asked for; {fix}" if other else ""
 
@@ -76,13 +77,15 @@ def _torch_fault(host: str, ranks: list[dict[str, Any]]) -> str:
     return ""
 
 
-def driver_fault(driver: str, cuda: str) -> str:
-    """Why torch sees no GPU where the driver shows some."""
+def driver_fault(driver: str, cuda: str, seen_by_torch: bool = False) -> str:
+    """Why a torch built for `cuda` (empty: for CPUs) cannot use the GPUs of this driver; empty where it can."""
     if not cuda:
-        return "torch is a build for CPUs; use the GPU image, or install torch from the CUDA index"
+        return "torch is a build for CPUs: use the GPU image, or install torch from the CUDA index"
     needed = DRIVER_FOR_CUDA.get(int(cuda.partition(".")[0]))
     if needed and int(driver.partition(".")[0]) < needed:
         return f"driver {driver} is too old for CUDA {cuda}: install {needed} or newer"
+    if seen_by_torch:
+        return ""
     return "torch sees no GPU though the driver shows them: look at CUDA_VISIBLE_DEVICES and the container's GPU flag"
 
 
