@@ -34,7 +34,7 @@ def run_storage(config: Config) -> Storage:
     """Checkpoints of all stages of a run that has not begun."""
     parameters = parameter_count(config.scale.model, config.data.vocab_size)
     weights = parameters * (2 if config.scale.precision == "bf16" else 4)
-    resume = weights + parameters * (12 if config.scale.precision == "bf16" else 8)  # master weights, two Adam states
+    resume = weights + parameters * 12  # with the optimizer's own fp32 weights and its two Adam states
     models = {"sft": -(-config.sft.steps // config.sft.checkpoint_interval), "fuse": 1, "export": 1}
     models |= {stage: 1 for stage in config.stages if stage.startswith("mgpo.")}
     kept, peak = {}, 0
