@@ -75,6 +75,14 @@ class MetricsLog:
             line = format_line(step, self.total_steps, fields, self._eta(), hours=hours, device=device)
             print(f"{self.stage:<{STAGE_WIDTH}}  {line}", flush=True)
 
+    def event(self, step: int, event: str, text: str, **fields: Any) -> None:
+        """Record and print what happened besides the figures of step `step`."""
+        if self.path is None:
+            return
+        head = {"time": round(time.time(), 3), "stage": self.stage, "attempt": self.ledger.attempt_number}
+        append_json_line(self.path, head | {"step": step, "event": event, "text": text} | fields)
+        print(f"{self.stage:<{STAGE_WIDTH}}  step {step}: {text}", flush=True)
+
     def _due(self, step: int) -> bool:
         """Whether the console gets this step: not more often than it can be read, but always the last."""
         now = time.monotonic()
@@ -89,18 +97,25 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of `run.jsonl`, one per stage and step.
+    """The lines of `run.jsonl` with figures, one per stage and step.
 
     A later attempt overrules an earlier one from the step where it resumed, so steps that a kill has undone do not
     show up after it.
     """
     stages: dict[str, list[dict[str, Any]]] = {}
     for record in read_json_lines(path):
+        if "event" in record:
+            continue
         lines = stages.setdefault(record["stage"], [])
         while lines and lines[-1]["step"] >= record["step"]:
             lines.pop()
         lines.append(record)
     return [line for lines in stages.values() for line in lines]
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The lines of `run.jsonl` that `MetricsLog.event` wrote, also of steps that were undone later."""
+    return [record for record in read_json_lines(path) if "event" in record]
 
 
 def format_line(

@@ -27,7 +27,7 @@ from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
 from nemo_vibethinker.megatron.optimizer import build_optimizer
 from nemo_vibethinker.megatron.train_step import LossFunction, StepResult, forward_logits, train_step
 from nemo_vibethinker.model.qwen2 import build_model, wrap_for_training
-from nemo_vibethinker.signal.loop import make_loss
+from nemo_vibethinker.signal.objective import make_loss
 from nemo_vibethinker.stages.sft import sft_loss
 
 VOCAB, HIDDEN, TOKENS = 320, 16, 21

@@ -25,19 +25,13 @@ from nemo_vibethinker.rollout.engine import Sample
 from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.rollout.responses import Group, Response
 from nemo_vibethinker.signal.advantages import group_advantages
-from nemo_vibethinker.signal.loop import (
-    Rollout,
-    TrainingSample,
-    group_samples,
-    make_loss,
-    policy_micro_batches,
-    reward,
-    rollout_metrics,
-    update,
-    update_metrics,
-)
+from nemo_vibethinker.signal.batches import policy_micro_batches
+from nemo_vibethinker.signal.loop import update, weigh
+from nemo_vibethinker.signal.metrics import rollout_metrics, update_metrics
 from nemo_vibethinker.signal.mgpo import mgpo_advantages
-from nemo_vibethinker.stages.mgpo import step_prompts
+from nemo_vibethinker.signal.objective import make_loss
+from nemo_vibethinker.signal.prompts import PromptQueue
+from nemo_vibethinker.signal.samples import Rollout, TrainingSample, group_samples, reward
 
 VOCAB = 320
 RIGHT, WRONG, UNGRADED = Verdict("right"), Verdict("wrong"), Verdict("ungraded", "the grader ran out of time")
@@ -104,9 +98,10 @@ def test_rollout_metrics_closed_form() -> None:
         group_of(*[response("right", length=4)] * 4, identity="b"),
         group_of(*[response("ungraded")] * 4, identity="c"),
     ]
-    found = rollout_metrics(Rollout(groups, [group_samples(group, config) for group in groups]), config)
+    found = rollout_metrics(weigh(groups, range(3), config), config)
     weight_of_a_third = math.exp(-(math.log(2 / 3) / 3 + 2 / 3 * math.log(4 / 3)))
     assert found == {
+        "prompts": 3,
         "reward": pytest.approx(5 / 7),
         "pass_at_4": pytest.approx(2 / 3),
         "w_me": pytest.approx((weight_of_a_third + 0.5) / 2, rel=1e-5),
@@ -144,7 +139,7 @@ class Policy:
             self.groups.append(Group(record(f"p{index}"), prompt, responses))
 
     def rollout(self, config: MgpoConfig) -> Rollout:
-        return Rollout(self.groups, [group_samples(group, config) for group in self.groups])
+        return weigh(self.groups, range(len(self.groups)), config)
 
     def samples(self, config: MgpoConfig) -> list[TrainingSample]:
         return [sample for samples in self.rollout(config).samples for sample in samples]
@@ -230,7 +225,7 @@ def test_no_variance_anywhere_means_no_update(tiny_config: Config) -> None:
     policy, mgpo = Policy(tiny_config), MgpoConfig()
     before = [p.clone() for p in policy.ddp.parameters()]
     all_right = [replace(g, responses=[replace(r, verdict=RIGHT) for r in g.responses]) for g in policy.groups]
-    rollout = Rollout(all_right, [group_samples(group, mgpo) for group in all_right])
+    rollout = weigh(all_right, range(len(all_right)), mgpo)
     assert update(policy.chunks, policy.optimizer, rollout, mgpo, step=1) == []
     assert update_metrics([]) == {}
     assert all(torch.equal(a, b) for a, b in zip(policy.ddp.parameters(), before, strict=True))
@@ -315,21 +310,23 @@ def test_a_rank_without_samples_takes_part_and_weighs_nothing(tiny_config: Confi
 
 @pytest.mark.parametrize(("total", "count"), [(12, 4), (7, 3), (5, 4), (3, 2), (4, 4)])
 def test_steps_take_every_prompt_equally_often_and_never_twice_at_once(total: int, count: int) -> None:
-    prompts = [record(f"p{i}") for i in range(total)]
-    steps = [step_prompts(prompts, count, step, seed=3) for step in range(1, 4 * total + 1)]
+    queue = PromptQueue([record(f"p{i}") for i in range(total)], seed=3)
+    steps = [queue.draw(count) for _ in range(4 * total)]
     assert all(len({r.id for r in batch}) == count for batch in steps)
     drawn = [r.id for batch in steps for r in batch]
-    assert {r.id: drawn.count(r.id) for r in prompts} == {r.id: 4 * count for r in prompts}
+    assert {identity: drawn.count(identity) for identity in drawn} == {f"p{i}": 4 * count for i in range(total)}
 
 
-def test_prompts_of_a_step_are_a_function_of_seed_and_step() -> None:
+def test_prompts_of_a_step_are_a_function_of_the_seed_and_of_how_many_were_drawn() -> None:
     prompts = [record(f"p{i}") for i in range(30)]
-    assert step_prompts(prompts, 8, 5, seed=1) == step_prompts(list(prompts), 8, 5, seed=1)
-    assert step_prompts(prompts, 8, 5, seed=1) != step_prompts(prompts, 8, 5, seed=2)
-    assert step_prompts(prompts, 8, 5, seed=1) != step_prompts(prompts, 8, 6, seed=1)
+    queue = PromptQueue(prompts, seed=1)
+    first, second = queue.draw(8), queue.draw(8)
+    assert PromptQueue(list(prompts), seed=1, drawn=8).draw(8) == second
+    assert PromptQueue(prompts, seed=2).draw(8) != first
 
 
 def test_fewer_prompts_than_a_step_wants_are_all_taken() -> None:
-    prompts = [record(f"p{i}") for i in range(3)]
-    for step in (1, 2, 9):
-        assert {r.id for r in step_prompts(prompts, 8, step, seed=0)} == {"p0", "p1", "p2"}
+    queue = PromptQueue([record(f"p{i}") for i in range(3)], seed=0)
+    for _ in range(3):
+        assert {r.id for r in queue.draw(8)} == {"p0", "p1", "p2"}
+    assert queue.drawn == 9

@@ -6,7 +6,9 @@ Imports neither torch nor Megatron: a login node reads, checks and plans a run i
 from nemo_vibethinker.config.budget import BudgetConfig
 from nemo_vibethinker.config.checks import fp8_multiple, validate
 from nemo_vibethinker.config.data import DataConfig, RunConfig
+from nemo_vibethinker.config.debug import DebugConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
+from nemo_vibethinker.config.guards import GuardConfig, GuardsConfig
 from nemo_vibethinker.config.names import CODE_DOMAIN, MATH_DOMAINS, SIGNAL_STAGES, STAGES
 from nemo_vibethinker.config.run import Config, flatten, load_config, resolve, to_yaml
 from nemo_vibethinker.config.scale import ClusterConfig, ModelConfig, ParallelConfig, ScaleConfig
@@ -22,8 +24,11 @@ __all__ = [
     "ClusterConfig",
     "Config",
     "DataConfig",
+    "DebugConfig",
     "EvaluateConfig",
     "FuseConfig",
+    "GuardConfig",
+    "GuardsConfig",
     "MgpoConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -2,6 +2,7 @@
 
 import math
 
+from nemo_vibethinker.config.guards import ACTIONS
 from nemo_vibethinker.config.names import SIGNAL_STAGES, STAGES
 from nemo_vibethinker.config.run import Config, flatten
 from nemo_vibethinker.config.signal import MgpoConfig
@@ -111,6 +112,8 @@ _POSITIVE = [
     "updates_per_rollout",
     "tokens_per_micro_batch",
     "save_interval",
+    "validate_prompts",
+    "validate_samples",
     "workers",
     "math_deadline_s",
     "code_wall_s",
@@ -145,6 +148,11 @@ _CHOICES = {
     "sandbox": ("auto", "bubblewrap", "landlock", "none"),
     "std": ("population", "sample", "none"),
     "normalisation": ("sequence_mean", "token_mean", "dr_grpo"),
+    "surrogate": ("clip", "gspo", "cispo"),
+    "overlong": ("wrong", "mask", "soft"),
+    "packing": ("balanced", "in_order"),
+    "keep": ("last", "best"),
+    "action": ACTIONS,
 }
 
 
@@ -171,11 +179,23 @@ def _check_choices(config: Config) -> None:
         stage: MgpoConfig = getattr(config.signal, name)
         if stage.group_size < 2:
             raise ValueError(f"signal.{name}.group_size={stage.group_size}: a group needs two responses or more")
+        _check_signal(f"signal.{name}", stage)
         if stage.prompts_per_step % (config.scale.parallel.data * stage.updates_per_rollout):
             raise ValueError(
                 f"signal.{name}.prompts_per_step={stage.prompts_per_step} is not a multiple of "
                 "scale.parallel.data*updates_per_rollout"
             )
+
+
+def _check_signal(key: str, stage: MgpoConfig) -> None:
+    if 0 < stage.tis_cap < 1:
+        raise ValueError(f"{key}.tis_cap={stage.tis_cap}: must be 1 or more, or 0 for no correction")
+    if not 0 < stage.overlong_buffer <= 1:
+        raise ValueError(f"{key}.overlong_buffer={stage.overlong_buffer}: must be in (0, 1]")
+    if stage.keep == "best" and not stage.validate_interval:
+        raise ValueError(f"{key}.keep=best is chosen by validation: set {key}.validate_interval")
+    if stage.patience and not stage.validate_interval:
+        raise ValueError(f"{key}.patience counts validations: set {key}.validate_interval")
 
 
 def fp8_multiple(recipe: str) -> int:

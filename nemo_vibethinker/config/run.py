@@ -10,7 +10,9 @@ from omegaconf import OmegaConf
 
 from nemo_vibethinker.config.budget import BudgetConfig
 from nemo_vibethinker.config.data import DataConfig, RunConfig
+from nemo_vibethinker.config.debug import DebugConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
+from nemo_vibethinker.config.guards import GuardsConfig
 from nemo_vibethinker.config.names import STAGES
 from nemo_vibethinker.config.scale import ClusterConfig, ScaleConfig
 from nemo_vibethinker.config.signal import SignalConfig
@@ -32,9 +34,11 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     fuse: FuseConfig = field(default_factory=FuseConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
 
     @property
     def run_folder(self) -> Path:

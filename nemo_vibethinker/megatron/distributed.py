@@ -95,6 +95,13 @@ def _host_group() -> ProcessGroup:
     return cast(ProcessGroup, torch.distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT))
 
 
+def largest_of_all_ranks(value: float) -> float:
+    """The largest `value` of all processes, on each of them."""
+    box = torch.tensor([value], dtype=torch.float64)
+    torch.distributed.all_reduce(box, op=torch.distributed.ReduceOp.MAX, group=_host_group())
+    return float(box)
+
+
 def gather_over_data_parallel(value: Any) -> list[Any]:
     """The picklable `value` of every data-parallel rank, in rank order, on each of them."""
     from megatron.core import parallel_state

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -31,7 +31,8 @@ class StepResult:
         grad_norm: before clipping.
         statistics: sums of the loss function's statistics over the whole global batch.
         count: what the loss was divided by.
-        applied: false when the gradient was not finite; without loss scaling Megatron has then spoilt the weights.
+        applied: false when the caller did not permit the update, or the gradient was not finite; without loss scaling
+            Megatron has then spoilt the weights, unless it was not permitted.
     """
 
     loss: float
@@ -39,6 +40,9 @@ class StepResult:
     statistics: dict[str, float]
     count: float
     applied: bool
+
+
+Permit = Callable[[StepResult], bool]
 
 
 def forward_logits(model: GPTModel | DistributedDataParallel, batch: MicroBatch) -> Tensor:
@@ -112,28 +116,28 @@ def train_step(
     optimizer: MegatronOptimizer,
     batches: Sequence[MicroBatch],
     loss_function: LossFunction,
+    permit: Permit = lambda result: True,
 ) -> StepResult:
     """Forward, backward and one optimizer update over the micro-batches of all ranks.
 
     The loss function returns sums; Megatron divides the gradient by the count summed over all micro-batches and ranks,
-    so the result does not depend on how the samples were split.
+    so the result does not depend on how the samples were split. `permit` sees the result before the update, the same
+    on every rank; where it says no, weights and optimizer stay as they are.
     """
     for chunk in chunks:
         chunk.train()
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
-    reports = run_forward_backward(chunks, batches, loss_function)
-    outcome: Any = optimizer.step()
-    applied, grad_norm = outcome[0], float(outcome[1] or 0.0)
-    sums = sum_over_ranks(reports)
+    sums = sum_over_ranks(run_forward_backward(chunks, batches, loss_function))
     count = sums.pop("count")
-    return StepResult(
-        loss=sums.pop("loss") / max(count, 1.0),
-        grad_norm=grad_norm,
-        statistics=sums,
-        count=count,
-        applied=bool(applied) and math.isfinite(grad_norm),
-    )
+    loss = sums.pop("loss") / max(count, 1.0)
+    overflow = optimizer.prepare_grads()
+    grad_norm = math.nan if overflow else float(optimizer.get_grad_norm() or 0.0)
+    result = StepResult(loss=loss, grad_norm=grad_norm, statistics=sums, count=count, applied=False)
+    if overflow or not permit(result):
+        return result
+    outcome: Any = optimizer.step()
+    return replace(result, applied=bool(outcome[0]) and math.isfinite(grad_norm))
 
 
 def sum_over_ranks(reports: list[dict[str, Tensor]]) -> dict[str, float]:

@@ -20,7 +20,7 @@ from nemo_vibethinker.megatron.micro_batch import MicroBatch
 from nemo_vibethinker.megatron.train_step import LossFunction, forward_logits, loss_report, sum_over_replicas
 from nemo_vibethinker.model.qwen2 import run_kernels, transformer_config
 from nemo_vibethinker.nemo_recipes.stage_input import stage_config, stage_inputs, stage_output
-from nemo_vibethinker.signal.loop import make_loss
+from nemo_vibethinker.signal.objective import make_loss
 from nemo_vibethinker.stages.common import build_run_model
 from nemo_vibethinker.stages.sft import checkpoint_folder, sft_loss
 

@@ -26,6 +26,9 @@ from nemo_vibethinker.nemo_recipes.stage_input import stage_config, stage_inputs
 from nemo_vibethinker.pipeline import StageContext, is_main
 from nemo_vibethinker.rollout.responses import check_ungraded
 from nemo_vibethinker.signal import loop
+from nemo_vibethinker.signal.batches import update_batches
+from nemo_vibethinker.signal.metrics import rollout_metrics
+from nemo_vibethinker.signal.prompts import PromptQueue
 from nemo_vibethinker.stages import mgpo, sft
 from nemo_vibethinker.stages.common import load_tokenizer, make_grader, make_sampler
 
@@ -145,13 +148,14 @@ class MgpoData(_StageData):
             context = _context(self.stage, self.config.world_size)
             prompts, _ = mgpo.training_prompts(self.config, stage, sampler, records, folder, context)
             first = (self.first_step() - 1) // stage.updates_per_rollout + 1
+            drawn = (first - 1) * min(stage.prompts_per_step, len(prompts))
+            queue = PromptQueue(prompts, self.config.seed, drawn)
             for step in range(first, stage.steps + 1) if prompts else ():
-                batch = mgpo.step_prompts(prompts, stage.prompts_per_step, step, self.config.seed)
-                rollout = loop.collect(sampler, batch, stage, self.stage, step)
-                metrics = loop.rollout_metrics(rollout, stage)
+                rollout = loop.collect(sampler, queue, stage, self.stage, step)
+                metrics = rollout_metrics(rollout, stage)
                 reasons = metrics.pop("ungraded_reasons")
                 check_ungraded(metrics["ungraded_share"], self.config.reward.max_ungraded_share, reasons)
-                for batches in loop.update_batches(rollout, stage):
+                for batches in update_batches(rollout, stage):
                     yield StepBatches(batches, loop.learning_rate(stage, step), metrics)
 
 

@@ -2,21 +2,21 @@
 
 import json
 import random
-import time
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import CODE_DOMAIN, Config, MgpoConfig
 from nemo_vibethinker.data.records import Record, read_jsonl
-from nemo_vibethinker.megatron.checkpoint import load_model, load_resume_point, save_model, save_resume_point
+from nemo_vibethinker.megatron.checkpoint import load_model, save_model
 from nemo_vibethinker.megatron.checkpoint_saver import CheckpointSaver
 from nemo_vibethinker.megatron.distributed import broadcast_object
-from nemo_vibethinker.megatron.optimizer import build_optimizer
-from nemo_vibethinker.model.qwen2 import wrap_for_training
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
-from nemo_vibethinker.rollout.responses import Sampler, check_groups, check_ungraded
-from nemo_vibethinker.signal import loop
+from nemo_vibethinker.rollout.responses import Sampler, check_groups
+from nemo_vibethinker.signal.progress import Progress
+from nemo_vibethinker.signal.prompts import PromptQueue
+from nemo_vibethinker.signal.samples import graded_rewards
+from nemo_vibethinker.signal.training import Training, best_folder
 from nemo_vibethinker.spectrum.difficulty import solve_class
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
 
@@ -32,17 +32,46 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     tokenizer = load_tokenizer(inputs)
     chunks = build_run_model(config, inputs)
     load_model(chunks, inputs["policy"])
+    progress = Progress()
     with make_grader(config) as grader:
         sampler = make_sampler(config, chunks, tokenizer, grader)
         sampler.sync("step 0")
         data = inputs["rl_code_data" if name == CODE_DOMAIN else "rl_math_data"]
-        prompts, kept = training_prompts(config, stage, sampler, read_jsonl(data), folder, context)
+        held_out, records = hold_out(config, name, read_jsonl(data))
+        prompts, kept = training_prompts(config, stage, sampler, records, folder, context)
         if prompts:
             with CheckpointSaver(config.cluster.async_save) as saver:
-                _train(config, stage, sampler, prompts, folder, context, saver)
+                training = Training(config, stage, sampler, inputs["policy"], folder, context, saver)
+                progress = training.run(PromptQueue(prompts, config.seed), held_out)
     save_model(chunks, folder / "model")
-    outputs = {f"model.{context.stage}": folder / "model", "policy": folder / "model"}
-    return StageResult(outputs=outputs, metrics={"prompts": kept, "steps": stage.steps if prompts else 0})
+    best = {f"model.{context.stage}.best": best_folder(folder, progress.best[0])} if progress.best else {}
+    outputs = {f"model.{context.stage}": folder / "model", **best, "policy": folder / "model"}
+    if stage.keep == "best" and best:
+        outputs["policy"] = best[f"model.{context.stage}.best"]
+    return StageResult(outputs=outputs, metrics={"prompts": kept, **summary(progress)})
+
+
+def summary(progress: Progress) -> dict[str, Any]:
+    """What a stage's manifest tells of its training."""
+    figures: dict[str, Any] = {"steps": progress.step, "updates": progress.weights_version}
+    if progress.validation:
+        figures |= {"validation": progress.validation, "best_step": progress.best and progress.best[0]}
+    return figures | ({"guards": progress.actions} if progress.actions else {})
+
+
+def hold_out(config: Config, name: str, records: list[Record]) -> tuple[list[Record], list[Record]]:
+    """(validation, training) prompts. Stages that share a dataset hold out the same ones, so none trains on them."""
+    stages = [config.signal.code] if name == CODE_DOMAIN else [config.signal.math_16k, config.signal.math_32k]
+    count = max(stage.validate_prompts if stage.validate_interval else 0 for stage in stages)
+    if count == 0:
+        return [], records
+    if count >= len(records) > 0:
+        raise ValueError(
+            f"signal.{name}.validate_prompts={count}: the stage's data has {len(records)} prompts; hold out fewer"
+        )
+    chosen = set(random.Random(f"{config.seed}/validation").sample(sorted(record.id for record in records), count))
+    held_out = [record for record in records if record.id in chosen]
+    return held_out, [record for record in records if record.id not in chosen]
 
 
 def training_prompts(
@@ -78,60 +107,11 @@ def prefilter(
     groups = sampler.sample_all(pool, stage.prefilter_samples, stage.sampling, context.stage, "prefilter")
     check_groups(groups, config.reward.max_ungraded_share)  # else a broken grader would look like unsolvable prompts
     for group in groups:
-        rewards = [value for response in group.responses if (value := loop.reward(response)) is not None]
+        rewards = graded_rewards(group)
         solved = solve_class(sum(rewards), len(rewards))
         choice["kept" if solved == "sometimes_solved" else solved].append(group.record.id)
         context.ledger.beat()
     return choice
-
-
-def _train(
-    config: Config,
-    stage: MgpoConfig,
-    sampler: Sampler,
-    prompts: list[Record],
-    folder: Path,
-    context: StageContext,
-    saver: CheckpointSaver,
-) -> None:
-    chunks = sampler.engine.chunks
-    ddp = wrap_for_training(config, chunks)
-    optimizer = build_optimizer(ddp, stage.optimizer)
-    start = load_resume_point(chunks, optimizer, folder / "resume")
-    log = context.metrics_log(stage.steps, start)
-    stop = context.stop_requested()
-    for step in range(start + 1, stage.steps + 1):
-        if stop:
-            raise stop
-        timer = loop.StepTimer(sampler)
-        sampler.sync(f"step {step - 1}")
-        batch = step_prompts(prompts, stage.prompts_per_step, step, config.seed)
-        rollout = loop.collect(sampler, batch, stage, context.stage, step)
-        metrics = loop.rollout_metrics(rollout, stage)
-        check_ungraded(metrics["ungraded_share"], config.reward.max_ungraded_share, metrics["ungraded_reasons"])
-        sampler.engine.release()
-        began = time.monotonic()
-        results = loop.update(ddp, optimizer, rollout, stage, step)
-        timer.updated(time.monotonic() - began)
-        tokens = metrics["response_length"] * len(batch) * stage.group_size
-        log.log(step, **metrics, **loop.update_metrics(results), **timer.metrics(tokens, config.world_size))
-        stop = context.stop_requested()
-        if stop or (step % stage.save_interval == 0 and step < stage.steps):
-            saved = partial(context.ledger.saved, time.time())
-            save_resume_point(chunks, optimizer, step, folder / "resume", saver, saved)
-        saver.poll()
-
-
-def step_prompts(prompts: list[Record], count: int, step: int, seed: int) -> list[Record]:
-    """The prompts of a step: consecutive ones of a seeded shuffle, round and round.
-
-    So every prompt comes equally often, and a step never holds one twice; where there are fewer than `count`, it holds
-    them all.
-    """
-    order = list(prompts)
-    random.Random(seed).shuffle(order)
-    count = min(count, len(order))
-    return [order[((step - 1) * count + i) % len(order)] for i in range(count)]
 
 
 if __name__ == "__main__":
