@@ -31,6 +31,7 @@ TIMES = {
     "update_share",
     "sync_share",
     "idle_share",
+    "host_memory_mb",
 }
 ROLLOUT_FIELDS = {
     "reward",

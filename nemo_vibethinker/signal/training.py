@@ -10,7 +10,8 @@ import psutil
 from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import Config, MgpoConfig
 from nemo_vibethinker.data.records import Record
-from nemo_vibethinker.megatron.checkpoint import load_resume_point, save_model, save_resume_point
+from nemo_vibethinker.megatron.checkpoint import load_resume_point, resume_points, save_model, save_resume_point
+from nemo_vibethinker.megatron.checkpoint_saver import CheckpointSaver
 from nemo_vibethinker.megatron.distributed import broadcast_object, largest_of_all_ranks
 from nemo_vibethinker.megatron.optimizer import build_optimizer
 from nemo_vibethinker.model.qwen2 import wrap_for_training
@@ -41,10 +42,17 @@ class Training:
     """
 
     def __init__(
-        self, config: Config, stage: MgpoConfig, sampler: Sampler, policy: Path, folder: Path, context: "StageContext"
+        self,
+        config: Config,
+        stage: MgpoConfig,
+        sampler: Sampler,
+        policy: Path,
+        folder: Path,
+        context: "StageContext",
+        saver: CheckpointSaver,
     ) -> None:
         self.config, self.stage, self.sampler, self.folder, self.context = config, stage, sampler, folder, context
-        self.chunks = sampler.engine.chunks
+        self.saver, self.chunks = saver, sampler.engine.chunks
         self.ddp = wrap_for_training(config, self.chunks)
         self.optimizer = build_optimizer(self.ddp, stage.optimizer)
         interval = stage.reference_interval
@@ -70,6 +78,7 @@ class Training:
             stop = self.context.stop_requested()
             if stop or self.is_save_due():
                 self.save()
+            self.saver.poll()
         if self.progress.step < self.stage.steps:
             self.context.say(f"step {self.progress.step}: validation and truncation are level; the stage ends here")
         return self.progress
@@ -159,7 +168,7 @@ class Training:
         score, before = sum(shares) / len(shares), self.progress.best
         self.progress.validation.append((step, score))
         if before is None or score > before[1]:
-            save_model(self.chunks, best_folder(self.folder, step))
+            save_model(self.chunks, best_folder(self.folder, step), self.saver)
         return {"validation_pass_at_1": score}
 
     def report(self, alarm: Alarm) -> None:
@@ -180,8 +189,9 @@ class Training:
             ValueError: it is damaged, or its progress is missing.
         """
         folder = self.folder / "resume"
-        if not broadcast_object(any(folder.glob("step_*[0-9]"))):
+        if not broadcast_object(bool(resume_points(folder))):
             self.save()
+        self.saver.wait()
         path = self.progress_file(load_resume_point(self.chunks, self.optimizer, folder))
         text = broadcast_object(path.read_text() if path.exists() else None)
         if text is None:
@@ -190,28 +200,19 @@ class Training:
 
     def save(self) -> None:
         """Write a resume point: first the progress, then weights and optimizer; then drop what neither needs."""
-        step = self.progress.step
+        step, best, now = self.progress.step, self.progress.best, time.time()
         if self.context.is_main:
             self.progress_file(step).parent.mkdir(exist_ok=True)
             atomic_write_text(self.progress_file(step), self.progress.to_json())
-        save_resume_point(self.chunks, self.optimizer, step, self.folder / "resume")
-        if self.context.is_main:
-            self.drop_older(step)
-        self.context.ledger.saved()
 
-    def drop_older(self, step: int) -> None:
-        """Delete the progress of older resume points, and models that are best, or the reference, no more."""
-        for path in self.progress_file(0).parent.iterdir():
-            if path != self.progress_file(step):
-                path.unlink()
-        best = self.progress.best
-        for path in (self.folder / "best").glob("step_*"):
-            if best is None or path != best_folder(self.folder, best[0]):
-                shutil.rmtree(path)
-        needed = reference_step(step + 1, self.stage.reference_interval)
-        for path in (self.folder / "reference").glob("step_*[0-9]"):
-            if int(path.name.removeprefix("step_")) < needed:
-                shutil.rmtree(path)
+        def drop_older() -> None:
+            self.context.ledger.saved(now)
+            if self.context.is_main:
+                drop_before(step, self.folder / "progress")
+                drop_before(reference_step(step + 1, self.stage.reference_interval), self.folder / "reference")
+                drop_before(best[0] if best else 0, self.folder / "best")
+
+        save_resume_point(self.chunks, self.optimizer, step, self.folder / "resume", self.saver, drop_older)
 
     def progress_file(self, step: int) -> Path:
         """Where the progress of a resume point is kept."""
@@ -237,6 +238,13 @@ class Training:
             atomic_write_text(self.progress_file(self.progress.step), self.progress.to_json())
         self.log.event(before.step + 1, "rollback", f"back at step {self.progress.step}, after {drawn} prompts")
         self.log = self.context.metrics_log(self.stage.steps, self.progress.step)
+
+
+def drop_before(step: int, folder: Path) -> None:
+    """Delete what is named for an earlier step in a folder of files or folders `step_N`."""
+    for path in folder.glob("step_*"):
+        if int(path.stem.removeprefix("step_")) < step:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def best_folder(folder: Path, step: int) -> Path:
