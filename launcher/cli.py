@@ -16,8 +16,10 @@ from typing import Any
 
 import yaml
 
+from launcher.evaluated_model import describe_model
 from nemo_vibethinker.config import Config, resolve, validate
 from nemo_vibethinker.data.readers.files import is_hub_name
+from nemo_vibethinker.evaluation.protocols import chosen_benchmarks
 from nemo_vibethinker.model.hf_folder import check_model_config
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
@@ -55,6 +57,7 @@ def parse(arguments: list[str]) -> Command:
     plan = layouts or as_json or parse_value(bool, asked, f"{COMMAND_LINE}: plan")
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
+    named_scale = {"scale": given["scale"]} if "scale" in given else {}
     for axis in AXES:
         name = given.pop(axis, DEFAULT_NAMES.get(axis))
         file = axis_file(axis, name)
@@ -63,11 +66,15 @@ def parse(arguments: list[str]) -> Command:
         sources |= dict.fromkeys(overlay, f"recipes/{file.relative_to(RECIPES)}")
     reference = build(values)
     resolve(reference)
+    if "model" in given:
+        given["eval.model"] = given.pop("model")
     for key, text in given.items():
         kind = key_type(key, COMMAND_LINE)
         values[key] = parse_value(kind, parse_text(kind, text, key), f"{COMMAND_LINE}: {key}")
         sources[key] = COMMAND_LINE
     config = build(values)
+    if config.eval.model:
+        describe_model(config, given | named_scale)
     resolve(config)
     validate(config)
     check_paths(config)
@@ -310,6 +317,9 @@ def check_paths(config: Config) -> None:
     data.sft, data.rl = (path and _dataset(f"data.{name}", path) for name, path in (("sft", data.sft), ("rl", data.rl)))
     data.probe = [_dataset("data.probe", path) for path in data.probe]
     data.evaluation = [_dataset("data.evaluation", path) for path in data.evaluation]
+    for name in chosen_benchmarks(config.eval):
+        if path := config.eval.path(name):
+            getattr(config.eval, name).path = _dataset(f"eval.{name}.path", path)
     model = config.scale.model
     if model.path is not None and Path(model.path).exists():
         model.path = str(Path(model.path).resolve())
@@ -393,6 +403,8 @@ Any key of the schema (nemo_vibethinker/config/) can be set:
   budget.gpu_hours=NUMBER, budget.dollars_per_gpu_hour=NUMBER   default: 3900 and 2; process-hours where no GPU is
   budget.on_exceed=stop|warn   past the budget a run is refused, or saved and stopped; or goes on (default: stop)
   seed=INTEGER     default: 0
+  model=MODEL      to evaluate (recipe=evaluate): a Hugging Face folder or hub name, a run folder[:MODEL], or a
+                   checkpoint folder of a run; eval.protocol=paper_1p5b|paper_3b|quick eval.benchmarks=[aime24,math500]
   data.sft=DATASET   your own problems with solutions: a file, a folder, or a hub name, owner/name[:config[:split]]
   data.rl=DATASET    your own problems with answers or tests (default: those of data.sft)
   data.evaluation=[DATASET,...], data.probe=[DATASET,...]   default: held out of data.rl

@@ -7,6 +7,7 @@ from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, flatten
 from nemo_vibethinker.costs.parameters import parameter_count
 from nemo_vibethinker.costs.run_plan import plan_run
 from nemo_vibethinker.costs.work import filter_prompts, probed_checkpoints, token_bound
+from nemo_vibethinker.evaluation.cost import benchmark_bounds
 from nemo_vibethinker.megatron.capabilities import detect_machine, select_kernels
 from nemo_vibethinker.metrics_log import STAGE_WIDTH
 from nemo_vibethinker.pipeline import starting_artefacts, survey
@@ -101,12 +102,19 @@ def _amount(config: Config, stage: str) -> str:
         weights = config.fuse.weights
         return f"{_probed(config)} specialists, weights {weights or 'equal'}"
     if stage == "evaluate":
-        return (
-            f"per model and domain {data.evaluation_problems_per_domain} problems x {config.evaluate.samples} samples"
-        )
+        return _evaluation_amount(config)
     if stage == "export":
         return "the last model in Hugging Face format"
     return _mgpo_amount(config, stage.removeprefix("mgpo."))
+
+
+def _evaluation_amount(config: Config) -> str:
+    held_out = f"per model and domain {config.data.evaluation_problems_per_domain} problems"
+    parts = [] if config.eval.model else [f"{held_out} x {config.evaluate.samples} samples"]
+    parts += [
+        f"{each.name} {each.problems} x {each.samples} x {each.max_tokens:,}" for each in benchmark_bounds(config)
+    ]
+    return ", ".join(parts)
 
 
 def _probed(config: Config) -> int | str:

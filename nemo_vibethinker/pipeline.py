@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from nemo_vibethinker import interruption
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.readers.files import is_hub_name
+from nemo_vibethinker.evaluation.protocols import chosen_benchmarks
 from nemo_vibethinker.interruption import Interrupted
 from nemo_vibethinker.ledger import Ledger, summarise
 from nemo_vibethinker.metrics_log import STAGE_WIDTH, MetricsLog
@@ -146,6 +147,10 @@ def starting_artefacts(config: Config, verify: bool = True) -> dict[str, Artefac
         ValueError: it is no run folder, has a stage that is not done, another architecture, or no such
             `run.from_model`.
     """
+    if config.eval.model is not None:
+        from nemo_vibethinker.evaluation.model_source import model_artefacts  # which reads runs as this module does
+
+        return model_artefacts(config.eval.model, verify)
     if config.run.from_run is None:
         return {}
     source = RunFolder.load(Path(config.run.from_run))
@@ -173,11 +178,14 @@ def _policy_from(label: str, artefacts: dict[str, Artefact]) -> dict[str, Artefa
 
 
 def stage_inputs(config: Config, stage: str, artefacts: Mapping[str, Artefact]) -> dict[str, Artefact]:
-    """Inputs of a stage: the outputs of all stages before it; of `prepare` also the user's data files.
+    """Inputs of a stage: the outputs of all stages before it; of `prepare` and `evaluate` also the user's data files.
 
     Raises:
         ValueError: a data file is missing.
     """
+    if stage == "evaluate":
+        named = {f"eval.{name}.path": config.eval.path(name) for name in chosen_benchmarks(config.eval)}
+        return dict(artefacts) | {name: _dataset(name, path) for name, path in named.items() if path}
     if stage != "prepare":
         return dict(artefacts)
     data = config.data

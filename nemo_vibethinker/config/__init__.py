@@ -3,6 +3,7 @@
 Imports neither torch nor Megatron: a login node reads, checks and plans a run in milliseconds.
 """
 
+from nemo_vibethinker.config.benchmarks import BenchmarkConfig, EvalConfig
 from nemo_vibethinker.config.budget import BudgetConfig
 from nemo_vibethinker.config.checks import fp8_multiple, validate
 from nemo_vibethinker.config.data import DataConfig, RunConfig
@@ -20,11 +21,13 @@ __all__ = [
     "MATH_DOMAINS",
     "SIGNAL_STAGES",
     "STAGES",
+    "BenchmarkConfig",
     "BudgetConfig",
     "ClusterConfig",
     "Config",
     "DataConfig",
     "DebugConfig",
+    "EvalConfig",
     "EvaluateConfig",
     "FuseConfig",
     "GuardConfig",

@@ -1,9 +1,10 @@
 """What types alone cannot say of a configuration."""
 
 import math
+import re
 
 from nemo_vibethinker.config.guards import ACTIONS
-from nemo_vibethinker.config.names import SIGNAL_STAGES, STAGES
+from nemo_vibethinker.config.names import BENCHMARKS, PROTOCOLS, SIGNAL_STAGES, STAGES
 from nemo_vibethinker.config.run import Config, flatten
 from nemo_vibethinker.config.signal import MgpoConfig
 
@@ -21,6 +22,23 @@ def validate(config: Config) -> None:
     _check_choices(config)
     _check_precision(config)
     _check_lengths(config)
+    _check_benchmarks(config)
+
+
+def _check_benchmarks(config: Config) -> None:
+    settings = config.eval
+    unknown = [name for name in settings.benchmarks if name not in BENCHMARKS]
+    if unknown:
+        raise ValueError(f"eval.benchmarks: unknown benchmark '{unknown[0]}'; known: {', '.join(BENCHMARKS)}")
+    if settings.protocol not in PROTOCOLS:
+        raise ValueError(f"eval.protocol={settings.protocol}: choose one of {', '.join(PROTOCOLS)}")
+    if not re.fullmatch(r"\d+/\d+", settings.shard) or not settings.shard_index[0] < settings.shard_index[1]:
+        raise ValueError(f"eval.shard={settings.shard}: give i/n with 0 <= i < n, such as 0/2")
+    for key in ("samples", "max_tokens", "problems", "batch"):
+        if (value := getattr(settings, key)) is not None and value < 1:
+            raise ValueError(f"eval.{key}={value}: must be at least 1")
+    if settings.model and (config.run.from_run or config.stages != ["evaluate"]):
+        raise ValueError("eval.model goes with recipe=evaluate, in the place of run.from_run")
 
 
 def _check_stages(config: Config) -> None:
@@ -29,9 +47,10 @@ def _check_stages(config: Config) -> None:
         raise ValueError(f"stages: unknown stage '{unknown[0]}'; known: {', '.join(STAGES)}")
     if not config.stages or len(set(config.stages)) != len(config.stages):
         raise ValueError("stages: list at least one stage, each once")
-    if "prepare" not in config.stages and config.run.from_run is None:
+    if "prepare" not in config.stages and config.run.from_run is None and config.eval.model is None:
         raise ValueError(
             f"recipe {config.recipe} has no prepare stage: name the run it starts from, run.from_run=runs/NAME"
+            f"{', or a model to evaluate, model=FOLDER_OR_HUB_NAME' * (config.stages == ['evaluate'])}"
         )
 
     if config.run.from_model is not None and config.run.from_run is None:
@@ -234,6 +253,16 @@ def _check_precision(config: Config) -> None:
 
 def _check_lengths(config: Config) -> None:
     window = config.scale.model.max_position_embeddings
+    used = {_SECTIONS.get(stage.partition(".")[0]) for stage in config.stages} if not config.eval.model else set()
     for key, value in flatten(config).items():
-        if key.rsplit(".", 1)[-1] in ("seq_length", "max_response_length") and value > window:
+        section, name = key.partition(".")[0], key.rpartition(".")[2]
+        if section in used and name in ("seq_length", "max_response_length") and value > window:
             raise ValueError(f"{key}={value} is past the model's window scale.model.max_position_embeddings={window}")
+
+
+_SECTIONS = {
+    "sft": "sft",
+    "probe": "probe",
+    "mgpo": "signal",
+    "evaluate": "evaluate",
+}  # stage -> section of its lengths

@@ -8,6 +8,7 @@ from typing import Any
 import omegaconf
 from omegaconf import OmegaConf
 
+from nemo_vibethinker.config.benchmarks import EvalConfig
 from nemo_vibethinker.config.budget import BudgetConfig
 from nemo_vibethinker.config.data import DataConfig, RunConfig
 from nemo_vibethinker.config.debug import DebugConfig
@@ -37,6 +38,7 @@ class Config:
     guards: GuardsConfig = field(default_factory=GuardsConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)
 

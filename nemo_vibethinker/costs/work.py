@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nemo_vibethinker.config import CODE_DOMAIN, MATH_DOMAINS, Config, MgpoConfig
 from nemo_vibethinker.costs.parameters import parameter_count
+from nemo_vibethinker.evaluation.cost import benchmark_bounds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +76,23 @@ def _probe_work(config: Config) -> Work:
 
 
 def _evaluate_work(config: Config) -> Work:
-    """Of every model that this run trains, each taken for another than the rest."""
-    models = evaluated_models(config)
+    """Of every model that this run trains, each taken for another than the rest; benchmarks of the last one, or of all.
+
+    `window` is the mean of those of all responses.
+    """
+    models = 0 if config.eval.model else evaluated_models(config)
     problems = len(MATH_DOMAINS) * config.data.evaluation_problems_per_domain + config.data.evaluation_code_problems
+    held_out = models * problems * config.evaluate.samples
+    bounds = benchmark_bounds(config)
+    scored = max(1, models) if config.eval.every_model else 1
+    benchmarks = scored * sum(bound.problems * bound.samples for bound in bounds)
+    tokens = held_out * config.evaluate.sampling.max_response_length + scored * sum(bound.tokens for bound in bounds)
     return Work(
-        steps=models,
-        responses=models * problems * config.evaluate.samples,
-        window=config.evaluate.sampling.max_response_length,
-        models=models,
-        moved_bytes=models * model_bytes(config),
+        steps=models + benchmarks,
+        responses=held_out + benchmarks,
+        window=-(-tokens // (held_out + benchmarks)),
+        models=max(1, models),
+        moved_bytes=max(1, models) * model_bytes(config),
     )
 
 

@@ -4,6 +4,7 @@ Imports neither torch nor Megatron: a login node compares a folder with the conf
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from nemo_vibethinker.config import Config, ModelConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
+_MODEL_FILES = ("*.json", "*.safetensors", "merges.txt")
 INDEX = "model.safetensors.index.json"
 _ARCHITECTURES = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
@@ -117,20 +119,29 @@ def base_model(config: Config) -> Path | None:
     path = config.scale.model.path
     if path is None:
         return None
-    folder = Path(path) if Path(path).exists() else _from_hub(path)
+    folder = local_folder(path, "scale.model.path")
     check_model_config(config.scale.model, folder)
     return folder
 
 
-def _from_hub(name: str) -> Path:
+def local_folder(path: str, key: str, patterns: Sequence[str] = _MODEL_FILES) -> Path:
+    """A folder as it is, or the local copy of a model of the hub, fetched where there is none.
+
+    Raises:
+        ValueError: it cannot be fetched; names `key`.
+    """
+    return Path(path) if Path(path).exists() else _from_hub(path, key, patterns)
+
+
+def _from_hub(name: str, key: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "merges.txt"]))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"scale.model.path={name} is no local folder and can't be fetched: {reason}") from None
+        raise ValueError(f"{key}={name} is no local folder and can't be fetched: {reason}") from None
 
 
 def hf_shapes(model: ModelConfig, vocab_size: int) -> dict[str, tuple[int, ...]]:

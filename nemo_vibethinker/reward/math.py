@@ -88,6 +88,15 @@ class MathVerifier:
             verdicts[i] = verdict
         return verdicts
 
+    def answer(self, response: str) -> str | None:
+        """The final answer that `response` gives, None without one."""
+        return final_answer(response, boxed_only=self._boxed_only).answer
+
+    def same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """For each pair of answers whether the second would be right if the first were the reference."""
+        verdicts = self._finish([_prepare(first, Found(second)) for first, second in pairs])
+        return [verdict.is_right for verdict in verdicts]
+
     def _finish(self, prepared: list[Prepared]) -> list[Verdict]:
         hard = list(dict.fromkeys(texts for texts in prepared if not isinstance(texts, Verdict)))
         graded = dict(zip(hard, self._pool.grade(hard), strict=True)) if hard else {}

@@ -1,57 +1,122 @@
-"""Evaluate: held-out scores of every model on the way, with intervals."""
+"""Evaluate: scores of models with intervals, on held-out problems and on published benchmarks."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from megatron.core.models.gpt import GPTModel
 
 from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.records import Record, read_jsonl
+from nemo_vibethinker.data.tokenizer import chat_tokenizer
+from nemo_vibethinker.evaluation.folders import write_scores
 from nemo_vibethinker.evaluation.scores import (
     MATH_UNION,
     ProblemSamples,
     Score,
-    format_score_table,
     score_samples,
     scores_from_json,
     scores_to_json,
 )
 from nemo_vibethinker.megatron.checkpoint import load_model
 from nemo_vibethinker.megatron.distributed import broadcast_object
+from nemo_vibethinker.model.hf_folder import HfFolder, check_model_config, local_folder
+from nemo_vibethinker.model.qwen2 import build_chunks
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups
+from nemo_vibethinker.run_folder import hash_path
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
+from nemo_vibethinker.stages.evaluate_benchmarks import BenchmarkPlan, BenchmarkRun, kept_responses, plan_benchmarks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
-    """Score each `model.*` input on the evaluation set. Samples are kept; finished models are not sampled again."""
-    tokenizer = load_tokenizer(inputs)
-    chunks = build_run_model(config, inputs)
+    """Score each `model.*` input on the held-out set, and the last of them, or `eval.model`, on benchmarks.
+
+    Samples are kept: what is finished is not sampled again.
+    """
+    plan = plan_benchmarks(config, context)
+    chunks, tokenizer = _build(config, inputs)
+    with make_grader(config) as grader:
+        sampler = make_sampler(config, chunks, tokenizer, grader)
+        scores = _held_out_scores(config, sampler, inputs, folder, context) if "evaluation_data" in inputs else []
+        if plan.benchmarks:
+            scores += _benchmark_scores(config, sampler, plan, inputs, folder, context)
+    if context.is_main:
+        write_scores(folder, scores)
+    headline = {f"{score.model}/{score.domain}": score.pass_at[1].mean for score in scores if 1 in score.pass_at}
+    kept = {"benchmark_samples": folder / "benchmarks"} if plan.benchmarks else {}
+    return StageResult(outputs={"scores": folder / "scores.json"} | kept, metrics=headline)
+
+
+def _build(config: Config, inputs: dict[str, Path]) -> tuple[list[GPTModel], "PreTrainedTokenizerFast"]:
+    """The model and its tokenizer: of a run, or a Hugging Face folder with its weights."""
+    if "hf_model" not in inputs:
+        return build_run_model(config, inputs), load_tokenizer(inputs)
+    folder = local_folder(str(inputs["hf_model"]), "eval.model")
+    vocab_size = check_model_config(config.scale.model, folder)
+    return build_chunks(config, vocab_size, HfFolder(folder, config.scale.model, vocab_size)), chat_tokenizer(folder)
+
+
+def _held_out_scores(
+    config: Config, sampler: Sampler, inputs: dict[str, Path], folder: Path, context: StageContext
+) -> list[Score]:
     records = read_jsonl(inputs["evaluation_data"])
     checkpoints = distinct_checkpoints(inputs)
     scores: list[Score] = []
-    with make_grader(config) as grader:
-        sampler = make_sampler(config, chunks, tokenizer, grader)
-        done = {path: broadcast_object(_scores_path(folder, labels).exists()) for path, labels in checkpoints.items()}
-        log = context.metrics_log(len(checkpoints), sum(done.values()))
-        finished = sum(done.values())
-        for path, labels in checkpoints.items():
-            if not done[path]:
-                if stop := context.stop_requested():
-                    raise stop
-                load_model(chunks, path)
-                sampler.sync(labels[0])
-                found = _evaluate(config, sampler, records, labels, folder, context)
-                finished += 1
-                log.log(finished, checkpoint=labels[0], **_headline(found))
-            text = _scores_path(folder, labels).read_text() if context.is_main else None
-            scores += scores_from_json(broadcast_object(text))
-    if context.is_main:
-        table = format_score_table(scores)
-        atomic_write_text(folder / "scores.json", scores_to_json(scores))
-        atomic_write_text(folder / "scores.txt", table + "\n")
-    headline = {f"{score.model}/{score.domain}": score.pass_at[1].mean for score in scores if 1 in score.pass_at}
-    return StageResult(outputs={"scores": folder / "scores.json"}, metrics=headline)
+    done = {path: broadcast_object(_scores_path(folder, labels).exists()) for path, labels in checkpoints.items()}
+    finished = sum(done.values())
+    log = context.metrics_log(len(checkpoints), finished)
+    for path, labels in checkpoints.items():
+        if not done[path]:
+            if stop := context.stop_requested():
+                raise stop
+            load_model(sampler.engine.chunks, path)
+            sampler.sync(labels[0])
+            found = _evaluate(config, sampler, records, labels, folder, context)
+            finished += 1
+            log.log(finished, checkpoint=labels[0], **_headline(found))
+        text = _scores_path(folder, labels).read_text() if context.is_main else None
+        scores += scores_from_json(broadcast_object(text))
+    return scores
+
+
+def _benchmark_scores(
+    config: Config, sampler: Sampler, plan: BenchmarkPlan, inputs: dict[str, Path], folder: Path, context: StageContext
+) -> list[Score]:
+    models = benchmarked_models(config, inputs)
+    kept = broadcast_object(kept_responses(folder, list(models), plan) if context.is_main else 0)
+    whole_turns = replace(config, data=replace(config.data, instruction=""))  # benchmarks bring their own
+    run = BenchmarkRun(
+        config=config,
+        plan=plan,
+        sampler=Sampler(whole_turns, sampler.engine, sampler.tokenizer, sampler.grader),
+        folder=folder,
+        context=context,
+        log=context.metrics_log(len(models) * plan.responses, kept),
+        done=kept,
+    )
+    scores: list[Score] = []
+    for label, path in models.items():
+        if "hf_model" not in inputs:
+            load_model(sampler.engine.chunks, path)
+        sampler.sync(label)
+        scores += run.score(label, hash_path(path) if context.is_main else "")
+    return scores
+
+
+def benchmarked_models(config: Config, inputs: dict[str, Path]) -> dict[str, Path]:
+    """Label -> checkpoint of the models that are scored on benchmarks; of `eval.model` the folder."""
+    if "hf_model" in inputs:
+        named = inputs["hf_model"]
+        return {named.name if named.exists() else str(named): local_folder(str(named), "eval.model")}
+    models = {labels[0]: path for path, labels in distinct_checkpoints(inputs).items()}
+    return models if config.eval.every_model else dict(list(models.items())[-1:])
 
 
 def distinct_checkpoints(inputs: dict[str, Path]) -> dict[Path, list[str]]:
