@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from launcher.evaluated_model import describe_model
-from nemo_vibethinker.config import Config, resolve, validate
+from nemo_vibethinker.config import SIGNAL_STAGES, Config, resolve, validate
 from nemo_vibethinker.data.readers.files import is_hub_name
 from nemo_vibethinker.evaluation.protocols import chosen_benchmarks
 from nemo_vibethinker.model.hf_folder import check_model_config
@@ -27,6 +27,7 @@ AXES = {"recipe": RECIPES, "scale": RECIPES / "scale", "cluster": RECIPES / "clu
 DEFAULT_NAMES = {"scale": "tiny", "cluster": "local"}
 NAME_KEYS = {"recipe": "recipe", "scale": "scale.name", "cluster": "cluster.name"}
 COMMAND_LINE = "command line"
+ALGORITHM = "signal.algorithm"
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 INTEGER = re.compile(r"[+-]?\d+")
@@ -45,7 +46,7 @@ class Command:
 
 
 def parse(arguments: list[str]) -> Command:
-    """Compose schema < recipe < scale < cluster < command line, and check the result.
+    """Compose schema < recipe < scale < cluster < command line, and check the result; see `merged` of the algorithm.
 
     Raises:
         ValueError: one line that names the place, the key and the fix.
@@ -55,30 +56,76 @@ def parse(arguments: list[str]) -> Command:
     layouts = asked == "layouts"
     as_json = asked == "json"
     plan = layouts or as_json or parse_value(bool, asked, f"{COMMAND_LINE}: plan")
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
+    layers: list[tuple[str, dict[str, Any]]] = []
+    names: dict[str, Any] = {}
     named_scale = {"scale": given["scale"]} if "scale" in given else {}
     for axis in AXES:
         name = given.pop(axis, DEFAULT_NAMES.get(axis))
         file = axis_file(axis, name)
-        overlay = read_overlay(file)
-        values |= overlay | {NAME_KEYS[axis]: name}
-        sources |= dict.fromkeys(overlay, f"recipes/{file.relative_to(RECIPES)}")
-    reference = build(values)
-    resolve(reference)
+        layers.append((_place(file), read_overlay(file)))
+        names[NAME_KEYS[axis]] = name
     if "model" in given:
         given["eval.model"] = given.pop("model")
-    for key, text in given.items():
-        kind = key_type(key, COMMAND_LINE)
-        values[key] = parse_value(kind, parse_text(kind, text, key), f"{COMMAND_LINE}: {key}")
-        sources[key] = COMMAND_LINE
-    config = build(values)
+    typed = {key: _given_value(key, text) for key, text in given.items()}
+    reference = build(merged(layers)[0] | names)
+    resolve(reference)
+    values, sources = merged([*layers, (COMMAND_LINE, typed)])
+    config = build(values | names)
     if config.eval.model:
         describe_model(config, given | named_scale)
     resolve(config)
     validate(config)
     check_paths(config)
     return Command(config, sources, reference, plan, layouts, as_json)
+
+
+def merged(layers: list[tuple[str, dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Dotted key -> value, and -> the place that set it, of layers (place, values) of which a later one overrules.
+
+    `signal.algorithm` stands for the keys of its file, directly below the other keys of the layer that names it last.
+    """
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    naming = [place for place, layer in layers if ALGORITHM in layer]
+    for place, layer in layers:
+        if naming and place == naming[-1]:
+            preset = algorithm_keys(layer[ALGORITHM], place)
+            values |= preset
+            sources |= dict.fromkeys(preset, f"recipes/algorithm/{layer[ALGORITHM]}.yaml")
+        values |= layer
+        sources |= dict.fromkeys(layer, place)
+    return values, sources
+
+
+def algorithm_keys(name: str, where: str) -> dict[str, Any]:
+    """Dotted key -> value of a file of recipes/algorithm/: keys of `every_stage`, then those of single stages.
+
+    Raises:
+        ValueError: there is none of that name, or it holds what is no key of a stage.
+    """
+    known = sorted(file.stem for file in (RECIPES / "algorithm").glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"{where}: {ALGORITHM}={name}: unknown{_nearest(name, known)}; there are: {', '.join(known)}")
+    file = RECIPES / "algorithm" / f"{name}.yaml"
+    place = _place(file)
+    values: dict[str, Any] = {}
+    for section, keys in _load_text(file.read_text(), place).items():
+        if section not in ("every_stage", *SIGNAL_STAGES):
+            raise ValueError(f"{place}: unknown section {section}; there are: every_stage, {', '.join(SIGNAL_STAGES)}")
+        for stage in SIGNAL_STAGES if section == "every_stage" else (section,):
+            for key, value in keys.items():
+                dotted = f"signal.{stage}.{key}"
+                values[dotted] = parse_value(key_type(dotted, place), value, f"{place}: {section}.{key}")
+    return values
+
+
+def _place(file: Path) -> str:
+    return f"recipes/{file.relative_to(RECIPES)}" if file.is_relative_to(RECIPES) else str(file)
+
+
+def _given_value(key: str, text: str) -> Any:
+    kind = key_type(key, COMMAND_LINE)
+    return parse_value(kind, parse_text(kind, text, key), f"{COMMAND_LINE}: {key}")
 
 
 def split_arguments(arguments: list[str]) -> dict[str, str]:
@@ -155,7 +202,7 @@ def read_overlay(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: an unknown key, a wrong type or a key that is there twice; names the file and the key.
     """
-    where = f"recipes/{file.relative_to(RECIPES)}" if file.is_relative_to(RECIPES) else str(file)
+    where = _place(file)
     content = _load_text(file.read_text(), where)
     if content is None or content == "":
         return {}
@@ -361,7 +408,9 @@ def help_text(commands: Mapping[str, str]) -> str:
     """What `--help` prints; `commands`: word -> what it does."""
     sections = "\n\n".join(f"{axis}=NAME  {_AXIS_HELP[axis]}\n{_listing(axis)}" for axis in AXES)
     words = "\n".join(f"  {word:<7}  {text}" for word, text in commands.items())
-    return _HELP.format(sections=sections, words=words)
+    files = sorted((RECIPES / "algorithm").glob("*.yaml"))
+    algorithms = "\n".join(f"    {file.stem:<8} {_one_liner(file)}" for file in files)
+    return _HELP.format(sections=sections, words=words, algorithms=algorithms)
 
 
 def _listing(axis: str) -> str:
@@ -402,6 +451,8 @@ Any key of the schema (nemo_vibethinker/config/) can be set:
   run.from_run=PATH  finished run to start from; run.from_model=fused names the model of it (default: its last)
   budget.gpu_hours=NUMBER, budget.dollars_per_gpu_hour=NUMBER   default: 3900 and 2; process-hours where no GPU is
   budget.on_exceed=stop|warn   past the budget a run is refused, or saved and stopped; or goes on (default: stop)
+  signal.algorithm=NAME   keys of the reinforcement-learning stages, below those given beside it (default: mgpo)
+{algorithms}
   seed=INTEGER     default: 0
   model=MODEL      to evaluate (recipe=evaluate): a Hugging Face folder or hub name, a run folder[:MODEL], or a
                    checkpoint folder of a run; eval.protocol=paper_1p5b|paper_3b|quick eval.benchmarks=[aime24,math500]

@@ -324,3 +324,68 @@ def test_replicas_fill_the_processes(arguments: list[str], data: int) -> None:
 def test_an_impossible_layout_is_refused(arguments: list[str]) -> None:
     with pytest.raises(ValueError, match=arguments[0].split("=")[0].replace(".", "[.]")):
         cli.parse(["recipe=ssp_full", *arguments])
+
+
+# Presets of the algorithm
+
+
+def test_the_schema_is_the_mgpo_preset() -> None:
+    named = cli.parse(["recipe=ssp_full", "signal.algorithm=mgpo"])
+    assert named.config == cli.parse(["recipe=ssp_full"]).config
+    assert named.sources["signal.code.lambda_me"] == "recipes/algorithm/mgpo.yaml"
+    assert named.sources["signal.algorithm"] == "command line"
+
+
+@pytest.mark.parametrize("name", ["mgpo", "grpo", "dr_grpo", "dapo", "mgpo_3b"])
+@pytest.mark.parametrize("scale", ["tiny", "single_gpu", "vibethinker_1p5b"])
+def test_a_preset_sets_all_three_stages_at_every_scale(name: str, scale: str) -> None:
+    signal = cli.parse(["recipe=ssp_full", f"scale={scale}", f"signal.algorithm={name}"]).config.signal
+    stages = (signal.math_16k, signal.math_32k, signal.code)
+    assert {stage.lambda_me for stage in stages} == {1.0 if name.startswith("mgpo") else 0.0}
+    assert {stage.clip_high for stage in stages} == {0.28 if name == "dapo" else 0.2}
+    assert {(stage.std, stage.normalisation) for stage in stages} == {
+        {"dr_grpo": ("none", "dr_grpo"), "dapo": ("population", "token_mean")}.get(
+            name, ("population", "sequence_mean")
+        )
+    }
+    assert [stage.long2short for stage in stages] == ([0, 0.2, 0] if name == "mgpo_3b" else [0, 0, 0])
+    assert stages[0].steps == cli.parse(["recipe=ssp_full", f"scale={scale}"]).config.signal.math_16k.steps
+
+
+def test_a_given_key_overrules_the_preset_wherever_it_stands(recipes: Path) -> None:
+    command = cli.parse(["recipe=ssp_full", "signal.code.clip_high=0.4", "signal.algorithm=dapo"])
+    signal = command.config.signal
+    assert (signal.code.clip_high, signal.math_16k.clip_high) == (0.4, 0.28)
+    assert command.sources["signal.code.clip_high"] == "command line"
+    assert command.sources["signal.math_16k.clip_high"] == "recipes/algorithm/dapo.yaml"
+
+
+def test_a_recipe_may_name_the_preset_and_the_command_line_another(recipes: Path) -> None:
+    (recipes / "ssp_full.yaml").write_text("signal: {algorithm: dapo, code: {lambda_me: 3}}\n")
+    ours = parse().signal
+    assert (ours.math_16k.normalisation, ours.math_16k.lambda_me, ours.code.lambda_me) == ("token_mean", 0.0, 3.0)
+    other = parse("signal.algorithm=dr_grpo").signal
+    assert (other.math_16k.normalisation, other.math_16k.dynamic_sampling) == ("dr_grpo", 0)  # nothing of dapo is left
+    assert other.code.lambda_me == 0.0  # the command line is above the recipe
+
+
+def test_unknown_preset_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["recipe=ssp_full", "signal.algorithm=drgrpo"]) == 2
+    assert "signal.algorithm=drgrpo: unknown; did you mean dr_grpo; there are: dapo, dr_grpo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argument", "fix"),
+    [
+        ("signal.code.tis_cap=0.5", "must be 1 or more, or 0"),
+        ("signal.code.overlong_buffer=1.5", "must be in (0, 1]"),
+        ("signal.code.keep=best", "set signal.code.validate_interval"),
+        ("signal.code.patience=2", "set signal.code.validate_interval"),
+        ("signal.code.surrogate=ppo", "choose one of clip, gspo, cispo"),
+        ("guards.truncation.action=panic", "choose one of off, warn, skip, rollback, stop"),
+        ("guards.nonfinite.action=warn", "choose skip, rollback or stop"),
+    ],
+)
+def test_mistakes_of_the_signal_phase(argument: str, fix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["recipe=ssp_full", argument]) == 2
+    assert fix in capsys.readouterr().err

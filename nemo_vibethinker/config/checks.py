@@ -20,6 +20,7 @@ def validate(config: Config) -> None:
     _check_layout(config)
     _check_numbers(config)
     _check_choices(config)
+    _check_guards(config)
     _check_precision(config)
     _check_lengths(config)
     _check_benchmarks(config)
@@ -204,6 +205,14 @@ def _check_choices(config: Config) -> None:
                 f"signal.{name}.prompts_per_step={stage.prompts_per_step} is not a multiple of "
                 "scale.parallel.data*updates_per_rollout"
             )
+
+
+def _check_guards(config: Config) -> None:
+    if config.guards.nonfinite.action in ("off", "warn"):
+        raise ValueError(
+            f"guards.nonfinite.action={config.guards.nonfinite.action}: such an update spoils the weights; "
+            "choose skip, rollback or stop"
+        )
 
 
 def _check_signal(key: str, stage: MgpoConfig) -> None:
