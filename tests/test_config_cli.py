@@ -1,6 +1,7 @@
 """The command line: what it takes, what it refuses and how it says so."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,7 @@ def recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for file in ("ssp_full.yaml", "signal.yaml", "scale/tiny.yaml", "cluster/local.yaml"):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text("# one-liner\n")
+    shutil.copytree(cli.RECIPES / "algorithm", folder / "algorithm")
     monkeypatch.setattr(cli, "RECIPES", folder)
     axes = {"recipe": folder, "scale": folder / "scale", "cluster": folder / "cluster"}
     monkeypatch.setattr(cli, "AXES", axes)
