@@ -10,6 +10,7 @@ from types import FrameType
 
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.interruption import SAVED
+from nemo_vibethinker.loggers import require_packages
 from nemo_vibethinker.metrics_log import STAGE_WIDTH
 from nemo_vibethinker.pipeline import die_with_parent, survey
 from nemo_vibethinker.run_folder import LOCK_VARIABLE, RunFolder, open_run
@@ -22,8 +23,9 @@ def execute(config: Config, reference: Config | None = None) -> int:
     """Run what is not done and show the result. Returns the exit code.
 
     Raises:
-        ValueError: the run folder belongs to another configuration or process.
+        ValueError: the run folder belongs to another configuration or process, or a logger's package is missing.
     """
+    require_packages(config.loggers)
     run = open_run(config, reference)
     found = survey(run, report=lambda line: None)  # the worker says it
     if all(found.values()) and (run.path / "report.html").is_file():

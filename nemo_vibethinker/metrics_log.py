@@ -42,6 +42,7 @@ class MetricsLog:
         ledger: told that the attempt is alive, asked for the run's cost.
         start_step: last finished step of the attempt that this one resumes.
         quiet: write, do not print.
+        mirror: called with every line that was written, for the optional loggers.
     """
 
     def __init__(
@@ -52,12 +53,14 @@ class MetricsLog:
         ledger: Ledger,
         start_step: int = 0,
         quiet: bool = False,
+        mirror: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         self.path = path
         self.stage = stage
         self.total_steps = total_steps
         self.ledger = ledger
         self.quiet = quiet
+        self.mirror = mirror
         self._printed = -math.inf
         self._recent = deque([(time.monotonic(), start_step)], maxlen=RECENT_STEPS + 1)
 
@@ -69,11 +72,14 @@ class MetricsLog:
         if self.path is None:
             return
         head = {"time": round(time.time(), 3), "stage": self.stage, "attempt": self.ledger.attempt_number}
-        append_json_line(self.path, head | {"step": step, "total": self.total_steps} | fields)
+        line = head | {"step": step, "total": self.total_steps} | fields
+        append_json_line(self.path, line)
+        if self.mirror:
+            self.mirror(line)
         if not self.quiet and self._due(step):
             hours, device = self.ledger.process_hours(), self.ledger.device
-            line = format_line(step, self.total_steps, fields, self._eta(), hours=hours, device=device)
-            print(f"{self.stage:<{STAGE_WIDTH}}  {line}", flush=True)
+            text = format_line(step, self.total_steps, fields, self._eta(), hours=hours, device=device)
+            print(f"{self.stage:<{STAGE_WIDTH}}  {text}", flush=True)
 
     def event(self, step: int, event: str, text: str, **fields: Any) -> None:
         """Record and print what happened besides the figures of step `step`."""

@@ -6,6 +6,7 @@ This module imports torch and Megatron only when a stage runs, so the launcher c
 """
 
 import argparse
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -25,6 +26,7 @@ from nemo_vibethinker.data.readers.files import is_hub_name
 from nemo_vibethinker.evaluation.protocols import chosen_benchmarks
 from nemo_vibethinker.interruption import Interrupted
 from nemo_vibethinker.ledger import Ledger, summarise
+from nemo_vibethinker.loggers import Mirror
 from nemo_vibethinker.metrics_log import STAGE_WIDTH, MetricsLog
 from nemo_vibethinker.run_folder import (
     LOCK_VARIABLE,
@@ -48,6 +50,7 @@ class StageContext:
     attempt: int  # from 1, as the main rank counts; from 2 on, the folder may hold what the one before left
     ledger: Ledger
     metrics_path: Path | None
+    mirror: Callable[[Mapping[str, Any]], None] | None = None  # of every metrics line, for the optional loggers
 
     def say(self, text: str) -> None:
         """Print a line under the stage's name, on the main rank."""
@@ -56,7 +59,7 @@ class StageContext:
 
     def metrics_log(self, total_steps: int, start_step: int = 0) -> MetricsLog:
         """The metrics of this attempt; `start_step` is the step of the checkpoint it resumes from."""
-        return MetricsLog(self.metrics_path, self.stage, total_steps, self.ledger, start_step)
+        return MetricsLog(self.metrics_path, self.stage, total_steps, self.ledger, start_step, mirror=self.mirror)
 
     def stop_requested(self) -> Interrupted | None:
         """Whether to stop between two steps: what to raise once the stage has saved what it resumes from.
@@ -106,22 +109,23 @@ def run_stages(
         stage_functions: used in place of the modules in `nemo_vibethinker.stages`, and of Megatron's process groups.
 
     Raises:
-        ValueError: `only` is not a stage of this run, or one before it is not done, or run.from_run does not hold.
+        ValueError: `only` is not a stage of this run, or one before it is not done, or run.from_run does not hold, or a
+            logger's package is not installed.
     """
     if only is not None and only not in run.config.stages:
         raise ValueError(f"{run.path} has no stage '{only}'; it has: {', '.join(run.config.stages)}")
-    runner = _Runner(run, stage_functions)
-    artefacts = starting_artefacts(run.config, verify=is_main())
-    for stage in run.config.stages:
-        inputs = stage_inputs(run.config, stage, artefacts)
-        manifest = runner.finished(stage, inputs, required=only not in (None, stage))
-        if manifest is None:
-            manifest = runner.run(stage, inputs)
-        elif is_main():
-            print(f"{stage:<{STAGE_WIDTH}}  done earlier ({manifest.seconds:.1f} s)", flush=True)
-        artefacts = artefacts | absolute_outputs(run, manifest)
-        if stage == only:
-            return
+    with contextlib.closing(_Runner(run, stage_functions)) as runner:
+        artefacts = starting_artefacts(run.config, verify=is_main())
+        for stage in run.config.stages:
+            inputs = stage_inputs(run.config, stage, artefacts)
+            manifest = runner.finished(stage, inputs, required=only not in (None, stage))
+            if manifest is None:
+                manifest = runner.run(stage, inputs)
+            elif is_main():
+                print(f"{stage:<{STAGE_WIDTH}}  done earlier ({manifest.seconds:.1f} s)", flush=True)
+            artefacts = artefacts | absolute_outputs(run, manifest)
+            if stage == only:
+                return
 
 
 def survey(run: RunFolder, report: Callable[[str], None] | None = None) -> dict[str, Manifest | None]:
@@ -230,11 +234,17 @@ class _Runner:
     def __init__(self, run: RunFolder, functions: Mapping[str, StageFunction] | None) -> None:
         self._run = run
         self._functions = functions
+        self._mirror = Mirror(run) if run.config.loggers and is_main() else None
         self._ready = functions is not None  # process groups are set up
         if world_size() > 1:
             self._set_up()
         device = "cpu" if functions is not None else _device()
         self._ledger = Ledger(run.path / "ledger.jsonl" if is_main() else None, world_size(), device)
+
+    def close(self) -> None:
+        """End the optional loggers."""
+        if self._mirror:
+            self._mirror.close()
 
     def finished(self, stage: str, inputs: Mapping[str, Artefact], required: bool) -> Manifest | None:
         """The manifest of a stage that need not run. The main rank decides, the others see what it left."""
@@ -281,6 +291,7 @@ class _Runner:
             attempt=self._ledger.attempt_number,
             ledger=self._ledger,
             metrics_path=self._run.path / "run.jsonl" if is_main() else None,
+            mirror=self._mirror.log if self._mirror else None,
         )
         function = self._functions[stage] if self._functions is not None else _load_stage(stage)
         return function(self._run.config, inputs, self._run.stage_folder(stage), context)

@@ -267,7 +267,7 @@ def config_hash(config: Config) -> str:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    no_result = ("run.root", "run.name", "cluster.", "budget.", "eval.batch")
+    no_result = ("run.root", "run.name", "cluster.", "budget.", "eval.batch", "loggers")
     return {key: value for key, value in flatten(config).items() if not key.startswith(no_result)}
 
 
@@ -298,8 +298,8 @@ def open_run(config: Config, reference: Config | None = None) -> RunFolder:
 
     `reference`, the recipe without the command line's keys, is kept for the report.
 
-    The stored configuration follows changes of `run.root`, `run.name`, `cluster.*` and `budget.*`, which decide no
-    result.
+    The stored configuration follows changes of `run.root`, `run.name`, `cluster.*`, `budget.*` and `loggers`, which
+    decide no result.
 
     Raises:
         ValueError: the folder holds a run with another configuration, or is no run folder, or is in use.

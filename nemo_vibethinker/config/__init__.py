@@ -10,7 +10,7 @@ from nemo_vibethinker.config.data import DataConfig, RunConfig
 from nemo_vibethinker.config.debug import DebugConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
 from nemo_vibethinker.config.guards import GuardConfig, GuardsConfig
-from nemo_vibethinker.config.names import CODE_DOMAIN, MATH_DOMAINS, SIGNAL_STAGES, STAGES
+from nemo_vibethinker.config.names import CODE_DOMAIN, LOGGERS, MATH_DOMAINS, SIGNAL_STAGES, STAGES
 from nemo_vibethinker.config.run import Config, flatten, load_config, resolve, to_yaml
 from nemo_vibethinker.config.scale import ClusterConfig, ModelConfig, ParallelConfig, ScaleConfig
 from nemo_vibethinker.config.signal import MgpoConfig, SignalConfig
@@ -18,6 +18,7 @@ from nemo_vibethinker.config.spectrum import FuseConfig, OptimizerConfig, ProbeC
 
 __all__ = [
     "CODE_DOMAIN",
+    "LOGGERS",
     "MATH_DOMAINS",
     "SIGNAL_STAGES",
     "STAGES",

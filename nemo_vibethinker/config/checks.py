@@ -4,7 +4,7 @@ import math
 import re
 
 from nemo_vibethinker.config.guards import ACTIONS
-from nemo_vibethinker.config.names import BENCHMARKS, PROTOCOLS, SIGNAL_STAGES, STAGES
+from nemo_vibethinker.config.names import BENCHMARKS, LOGGERS, PROTOCOLS, SIGNAL_STAGES, STAGES
 from nemo_vibethinker.config.run import Config, flatten
 from nemo_vibethinker.config.signal import MgpoConfig
 
@@ -54,6 +54,9 @@ def _check_stages(config: Config) -> None:
             f"{', or a model to evaluate, model=FOLDER_OR_HUB_NAME' * (config.stages == ['evaluate'])}"
         )
 
+    strange = [name for name in config.loggers if name not in LOGGERS]
+    if strange or len(set(config.loggers)) != len(config.loggers):
+        raise ValueError(f"loggers={config.loggers}: list each once, of {', '.join(LOGGERS)}")
     if config.run.from_model is not None and config.run.from_run is None:
         raise ValueError("run.from_model names a model of run.from_run; set that too")
 

@@ -27,6 +27,7 @@ class Config:
     recipe: str = "ssp_full"
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     seed: int = 0
+    loggers: list[str] = field(default_factory=list)  # tensorboard, wandb, mlflow: fed with the fields of run.jsonl
     run: RunConfig = field(default_factory=RunConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
