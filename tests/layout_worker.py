@@ -36,7 +36,7 @@ from nemo_vibethinker.megatron.distributed import broadcast_object, data_paralle
 from nemo_vibethinker.megatron.logprobs import vocab_parallel_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
 from nemo_vibethinker.megatron.optimizer import build_optimizer
-from nemo_vibethinker.megatron.train_step import LossTerms, run_forward_backward, train_step
+from nemo_vibethinker.megatron.train_step import LossTerms, gather_parameters, run_forward_backward, train_step
 from nemo_vibethinker.model.hf_export import write_weights
 from nemo_vibethinker.model.hf_folder import HfFolder, read_model_config
 from nemo_vibethinker.model.hf_weights import stream_hf_tensors
@@ -118,6 +118,7 @@ def save_both_ways(
     with CheckpointSaver(in_background=True) as saver:
         checkpoint.save_resume_point(modules, optimizer, step, folder.with_name(f"{folder.name} beside"), saver)
         train_step(chunks, optimizer, micro_batches(step + 1), sft_loss)
+        gather_parameters(chunks)
 
 
 def run(task: dict[str, Any]) -> dict[str, Any]:
@@ -135,6 +136,7 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
     results = [
         train_step(chunks, optimizer, micro_batches(step), sft_loss) for step in range(task["first"], task["last"] + 1)
     ]
+    gather_parameters(chunks)
     if task.get("save"):
         save_both_ways(chunks, optimizer, task["last"], Path(task["save"]))
     prompts = [[5, 6, 7], [9, 10, 11, 12, 13]]

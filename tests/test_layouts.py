@@ -23,6 +23,7 @@ T, P, C, D, V, S = (
 )
 PLAIN = {"parallel.distributed_optimizer": False}
 SELECTIVE, FULL = {"recompute": "selective"}, {"recompute": "full"}
+OVERLAP = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2_pp2": {T: 2, P: 2},
     "tp2_pp2_sp_full": {T: 2, P: 2, S: True} | FULL,
@@ -36,6 +37,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2_cp2_vp2_full": {P: 2, C: 2, V: 2} | FULL,
     "pp2_dp2": {P: 2, D: 2},
     "pp2_dp2_vp2_plain": {P: 2, D: 2, V: 2} | PLAIN,
+    "pp2_dp2_overlap": {P: 2, D: 2} | OVERLAP,
+    "pp2_dp2_vp2_overlap": {P: 2, D: 2, V: 2} | OVERLAP,
     "pp4": {P: 4},
     "cp2_dp2": {C: 2, D: 2},
     "cp2_dp2_selective_plain": {C: 2, D: 2} | SELECTIVE | PLAIN,
@@ -50,6 +53,7 @@ MOVES = [
     ("tp2_dp2", ""),
     ("pp2_dp2_vp2_plain", "dp4_full_plain"),
     ("cp4", ""),
+    ("pp2_dp2_overlap", "tp2_dp2"),
     ("tp2_pp2_sp_full", "dp4"),
     ("pp2_dp2", "tp2_dp2"),
     ("dp4", "pp2_cp2_vp2_full"),

@@ -283,6 +283,7 @@ def test_every_scale_passes_megatrons_checks(name: str, machine: Machine, tiny_c
     small.scale.precision = config.scale.precision
     small.scale.parallel.distributed_optimizer = settings.use_distributed_optimizer
     small.scale.overlap_grad_reduce = settings.overlap_grad_reduce
+    small.scale.overlap_param_gather = settings.overlap_param_gather
     for adam in (config.sft.optimizer, config.signal.math_16k.optimizer):
         chunks = wrap_for_training(small, [build_model(small, VOCAB)])
         optimizer = build_optimizer(chunks, adam)

@@ -90,6 +90,11 @@ def _check_layout(config: Config) -> None:
         )
     if parallel.sequence and parallel.tensor == 1:
         raise ValueError("scale.parallel.sequence=true shares work between tensor-parallel ranks: set tensor > 1")
+    if config.scale.overlap_param_gather and not (config.scale.overlap_grad_reduce and parallel.distributed_optimizer):
+        raise ValueError(
+            "scale.overlap_param_gather=true needs scale.overlap_grad_reduce=true and "
+            "scale.parallel.distributed_optimizer=true"
+        )
     if not model.head_dim and model.hidden_size % model.num_attention_heads:
         raise ValueError("scale.model: hidden_size must be a multiple of num_attention_heads, or head_dim be given")
     if model.num_attention_heads % model.num_query_groups:

@@ -51,6 +51,7 @@ class ScaleConfig:
     fp8_recipe: str = "tensorwise"  # tensorwise (of the current tensor) | delayed (of past steps) | blockwise
     fp8_bf16_layers: int = 1  # layers at each end of the model that stay in bf16; delayed scaling knows none
     overlap_grad_reduce: bool = False  # gradients are reduced over replicas during the backward pass
+    overlap_param_gather: bool = False  # updated weights are gathered from the replicas during the next forward pass
     logprob_chunk: int = 1024  # tokens whose logits exist at one time in training; 0: all of a micro-batch
     recompute: str = "none"  # none | selective (attention) | full (every layer): activations computed again backward
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -106,7 +106,10 @@ def select_kernels(config: "Config", machine: Machine) -> Kernels:
         "swiglu": "fused" if machine.cuda else "not fused: no CUDA",
         "log-probs": _logprobs(scale.logprob_chunk),
         "weight gradient": "added in fp32 by the product" if fused_wgrad else f"added apart: {_no_wgrad(machine)}",
-        "gradient overlap": "on" if scale.overlap_grad_reduce else "off (scale.overlap_grad_reduce)",
+        "softmax": "inside the attention kernel",
+        "gradient overlap": _switch(scale.overlap_grad_reduce, "overlap_grad_reduce"),
+        "weight gather overlap": _switch(scale.overlap_param_gather, "overlap_param_gather"),
+        "tensor-parallel overlap": "off: its buffers have one shape, and packed rows differ in length",
     }
     return Kernels(machine.cuda, engine, fused_wgrad, fp8, reasons)
 
@@ -132,6 +135,10 @@ def _require_fp8(recipe: str, missing: str, machine: Machine) -> None:
             f"scale.fp8_recipe={recipe} needs a GPU of compute capability {chip[0]}.{chip[1]}; "
             f"this one has {machine.chip[0]}.{machine.chip[1]}; set scale.fp8=none"
         )
+
+
+def _switch(on: bool, key: str) -> str:
+    return "on" if on else f"off (scale.{key})"
 
 
 def _logprobs(chunk_tokens: int) -> str:

@@ -140,6 +140,16 @@ def train_step(
     return replace(result, applied=bool(outcome[0]) and math.isfinite(grad_norm))
 
 
+def gather_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Have the updated weights whole on every rank; all call it before anything but a training step reads them.
+
+    With `scale.overlap_param_gather` they would else be gathered during the next step's forward pass.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
+
+
 def sum_over_ranks(reports: list[dict[str, Tensor]]) -> dict[str, float]:
     """Sum each reported value over micro-batches, data- and context-parallel ranks; the same on every rank."""
     last = parallel_state.get_pipeline_model_parallel_last_rank()

@@ -169,6 +169,8 @@ class PolicyModel(GPTModel):
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
         assert weight is not None
+        for hook in self.output_layer._forward_pre_hooks.values():  # waits for weights still on their way from the
+            hook(self.output_layer, ())  # replicas, as calling the layer would
         sequence_parallel = self.output_layer.sequence_parallel
         return defer_logits(hidden_states, weight, self.logprob_chunk, sequence_parallel=sequence_parallel)
 
@@ -250,13 +252,10 @@ def wrap_for_training(config: Config, chunks: Sequence[GPTModel]) -> list[Distri
 
 
 def ddp_settings(config: Config) -> dict[str, Any]:
-    """The arguments of Megatron's `DistributedDataParallelConfig`; gradients are reduced in fp32.
-
-    Gathering parameters during the next forward pass (`overlap_param_gather`) is not offered: between two steps
-    generation, weight synchronisation and checkpoints read parameters that would still be on their way.
-    """
+    """The arguments of Megatron's `DistributedDataParallelConfig`; gradients are reduced in fp32."""
     return {
         "use_distributed_optimizer": config.scale.parallel.distributed_optimizer,
         "grad_reduce_in_fp32": True,
         "overlap_grad_reduce": config.scale.overlap_grad_reduce,
+        "overlap_param_gather": config.scale.overlap_param_gather,
     }

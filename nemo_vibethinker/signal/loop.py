@@ -9,7 +9,7 @@ from nemo_vibethinker.config import MgpoConfig
 from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size, gather_over_data_parallel
 from nemo_vibethinker.megatron.optimizer import set_lr
 from nemo_vibethinker.megatron.row_logprobs import row_logprobs
-from nemo_vibethinker.megatron.train_step import Permit, StepResult, train_step
+from nemo_vibethinker.megatron.train_step import Permit, StepResult, gather_parameters, train_step
 from nemo_vibethinker.rollout.responses import Group, Sampler
 from nemo_vibethinker.signal.batches import update_batches, with_values
 from nemo_vibethinker.signal.dynamic_sampling import prompts_to_draw
@@ -91,6 +91,7 @@ def update(
         results.append(train_step(chunks, optimizer, batches, loss_function, permit))
         if not results[-1].applied:
             break
+    gather_parameters(chunks)
     return results
 
 

@@ -16,7 +16,7 @@ from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
 from nemo_vibethinker.megatron.logprobs import ModelOutput, token_logprobs
 from nemo_vibethinker.megatron.micro_batch import MicroBatch, pack_row
 from nemo_vibethinker.megatron.optimizer import build_optimizer, cosine_lr, set_lr
-from nemo_vibethinker.megatron.train_step import LossTerms, train_step
+from nemo_vibethinker.megatron.train_step import LossTerms, gather_parameters, train_step
 from nemo_vibethinker.model.qwen2 import wrap_for_training
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer
@@ -68,6 +68,8 @@ def _train(
         log.log(step, loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_second=speed)
         stop = context.stop_requested()
         kept = step % config.sft.checkpoint_interval == 0 or step == config.sft.steps
+        if kept or stop:
+            gather_parameters(ddp)
         if kept:
             save_model(chunks, checkpoint_folder(folder / "checkpoints", step), saver)
         if kept or stop:
