@@ -32,6 +32,7 @@ class Clock:
         self.tokens = 0.0
         self.first_loss: float | None = None
         self.began = self.began_cpu = 0.0
+        self.phases: dict[str, float] = {}
 
     def before_step(self) -> None:
         """Wait where a block begins; before the first one, say that the trainer stands."""
@@ -39,8 +40,13 @@ class Clock:
             self.line = Client(self.socket)
             self.line.send({"ready": self.versions})
         if self.line and self.left == 0:
-            self.left, self.tokens = self.line.recv(), 0.0
+            self.left, self.tokens, self.phases = self.line.recv(), 0.0, {}
             self.began, self.began_cpu = time.perf_counter(), time.process_time()
+
+    def note(self, **seconds: float) -> None:
+        """Add to the time of the step's parts."""
+        for name, value in seconds.items():
+            self.phases[name] = self.phases.get(name, 0.0) + value
 
     def after_step(self) -> None:
         """Count; report where a block ends."""
@@ -49,7 +55,7 @@ class Clock:
             if self.left == 0:
                 seconds, cpu = time.perf_counter() - self.began, time.process_time() - self.began_cpu
                 answer = {"tokens": self.tokens, "seconds": seconds, "cpu_seconds": cpu}
-                self.line.send(answer | {"first_loss": self.first_loss})
+                self.line.send(answer | {"first_loss": self.first_loss, "phases": self.phases})
 
 
 def synchronise() -> None:
