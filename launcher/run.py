@@ -9,6 +9,8 @@ COMMANDS = {
     "doctor": ("launcher.doctor", "[scale=NAME] [cluster=NAME]: whether this machine can do such a run, with fixes"),
     "report": ("launcher.report", "run.name=NAME, or runs=a,b to compare: write the page; headline: print the table"),
     "status": ("launcher.status", "run.name=NAME: stages, attempts, progress, ETA and what the run has cost"),
+    "logs": ("launcher.logs", "run.name=NAME [STAGE] [lines=40]: the end of a stage's log (default: the latest)"),
+    "cancel": ("launcher.cancel", "run.name=NAME: stop it; what is saved stays, the same command goes on"),
 }
 
 
@@ -25,6 +27,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     from launcher import cli, costs, local, plan, plan_json
+    from launcher.slurm import submission
     from nemo_vibethinker.costs.memory import require_fit
     from nemo_vibethinker.costs.run_plan import plan_run, require_budget
 
@@ -44,7 +47,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     cli.require_data(command.config)
     require_budget(plan_run(command.config, command.config.run_folder), command.config.budget.on_exceed)
-    return local.execute(command.config, command.reference)
+    place = local if command.config.cluster.scheduler == "none" else submission
+    return place.execute(command.config, command.reference)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,24 @@
-"""`status run.name=NAME`: where a run stands, from its folder alone. Imports no torch."""
+"""`status run.name=NAME`: where a run stands, from its folder and, on a cluster, from Slurm. Imports no torch."""
 
 import json
 import os
 import platform
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.existing_run import open_existing, split_words
+from launcher.slurm.states import JobState, preflight_state, stage_states
 from nemo_vibethinker.ledger import Attempt, Book, total
 from nemo_vibethinker.metrics_log import STAGE_WIDTH
 from nemo_vibethinker.progress import format_duration
 from nemo_vibethinker.run_folder import RunFolder
 
 TAIL_BYTES = 1 << 18  # of run.jsonl: some hundred steps
+BROKEN = ("failed", "killed", "interrupted")
+SILENCE_S = 600  # without a line in the ledger, after which an attempt on another machine counts as dead
 RECENT_STEPS = 20  # the ETA's moving average
 
 
@@ -23,8 +26,9 @@ RECENT_STEPS = 20  # the ETA's moving average
 class StageStatus:
     """A stage of a run as `status` shows it."""
 
+    number: str  # of its folder
     stage: str
-    state: str  # done | running | interrupted | failed | killed | waiting, or what Slurm says of its jobs
+    state: str  # done | running | interrupted | failed | killed | waiting | pending | cancelled
     attempts: int
     progress: str  # "step 40/120 33%", empty before the first step
     eta_s: float | None
@@ -46,6 +50,8 @@ def main(arguments: list[str]) -> int:
 def render(run: RunFolder) -> str:
     """The run's status as text."""
     stages = survey_stages(run)
+    if run.config.cluster.scheduler == "slurm":
+        stages = with_jobs(stages, stage_states(run))
     costs = Book(run.path / "ledger.jsonl").update().costs()
     spent, budget = total(costs), run.config.budget
     unit = "GPU-hours" if spent.device == "gpu" else "process-hours"
@@ -65,12 +71,12 @@ def table(stages: Sequence[StageStatus]) -> list[str]:
     """One line a stage, under column names."""
     width = max(len("state"), *(len(stage.state) for stage in stages))
     lines = [f"   {'stage':<{STAGE_WIDTH}}  {'state':<{width}}  tries  {'hours':>8}  progress"]
-    for index, s in enumerate(stages):
-        eta = f"eta {format_duration(s.eta_s)}" if s.eta_s is not None else ""
+    for s in stages:
+        eta = f"eta {format_duration(s.eta_s)}" if s.eta_s is not None and s.state == "running" else ""
         rest = " | ".join(filter(None, [s.progress, eta, s.note]))
         tries, hours = s.attempts or "", f"{s.hours:,.2f}" if s.attempts else ""
         lines.append(
-            f"{index:02d} {s.stage:<{STAGE_WIDTH}}  {s.state:<{width}}  {tries:>5}  {hours:>8}  {rest}".rstrip()
+            f"{s.number:<2} {s.stage:<{STAGE_WIDTH}}  {s.state:<{width}}  {tries:>5}  {hours:>8}  {rest}".rstrip()
         )
     return lines
 
@@ -79,12 +85,32 @@ def _headline(stages: Sequence[StageStatus]) -> str:
     done = sum(stage.state == "done" for stage in stages)
     if done == len(stages):
         return "finished"
-    at_work = [stage for stage in stages if stage.state == "running"]
-    broken = [stage for stage in stages if stage.state in ("failed", "killed", "interrupted")]
-    word = "running" if at_work else "stopped" if broken or done else "not started"
-    named = ", ".join(f"{stage.stage} {stage.state}" for stage in broken) if broken and not at_work else ""
+    states = [stage.state for stage in stages]
+    broken = [stage for stage in stages if stage.state in BROKEN]
+    word = "running" if "running" in states else "queued" if "pending" in states else "stopped"
+    if word == "stopped" and not (broken or done or "cancelled" in states):
+        return "not started"
+    named = "".join(f", {stage.stage} {stage.state}" for stage in broken)
+    if broken and (left := states.count("cancelled")):
+        named += f", {left} stages after it cancelled"
     go_on = "; the same command goes on" if word == "stopped" else ""
-    return f"{word}, {done} of {len(stages)} stages done{f', {named}' if named else ''}{go_on}"
+    return f"{word}, {done} of {len(stages)} stages done{named}{go_on}"
+
+
+def with_jobs(stages: Sequence[StageStatus], jobs: Mapping[str, JobState]) -> list[StageStatus]:
+    """The stages as the states of their jobs complete them, led by a preflight that is not done."""
+    found = [_with_job(stage, jobs.get(stage.stage)) for stage in stages]
+    first = preflight_state(jobs)
+    if first is None or all(stage.state == "done" for stage in stages):
+        return found
+    about = {"progress": "", "eta_s": None, "hours": 0.0, "attempts": first.attempts}
+    return [StageStatus(number="--", stage=first.stage, state=first.state, note=first.note, **about), *found]
+
+
+def _with_job(stage: StageStatus, job: JobState | None) -> StageStatus:
+    if job is None or stage.state == "done":
+        return stage
+    return replace(stage, state=job.state, note=job.note)
 
 
 def survey_stages(run: RunFolder) -> list[StageStatus]:
@@ -94,16 +120,17 @@ def survey_stages(run: RunFolder) -> list[StageStatus]:
     steps = recent_steps(run.path / "run.jsonl")
     alive = is_held(run.path / ".lock")
     found = []
-    for stage in run.config.stages:
+    for number, stage in enumerate(run.config.stages):
         tries = [attempt for attempt in book.attempts.values() if attempt.stage == stage]
         state = _state(run, stage, tries, alive)
         found.append(
             StageStatus(
+                number=f"{number:02d}",
                 stage=stage,
                 state=state,
                 attempts=len(tries),
                 progress="" if state == "done" else progress(steps.get(stage, [])),
-                eta_s=eta(steps.get(stage, [])) if state == "running" else None,
+                eta_s=eta(steps.get(stage, [])),
                 hours=hours.get(stage, 0.0),
             )
         )
@@ -119,11 +146,14 @@ def _state(run: RunFolder, stage: str, tries: Sequence[Attempt], alive: bool) ->
 
 
 def is_held(lock: Path) -> bool:
-    """Whether the process that the lock file names is alive, as far as can be told from this machine."""
+    """Whether a process holds the run's lock: by the kernel's table, for one on another machine by its traces."""
     if not lock.is_file():
         return False
-    match = re.search(r"process (\d+) on (\S+)", lock.read_text())
-    return match is not None and (match[2] != platform.node() or Path(f"/proc/{match[1]}").exists())
+    if f" on {platform.node()}\n" not in lock.read_text():
+        ledger = lock.parent / "ledger.jsonl"
+        return ledger.exists() and time.time() - ledger.stat().st_mtime < SILENCE_S
+    inode = str(lock.stat().st_ino)
+    return any(f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 def recent_steps(log: Path) -> dict[str, list[dict[str, Any]]]:
@@ -140,24 +170,26 @@ def recent_steps(log: Path) -> dict[str, list[dict[str, Any]]]:
         except ValueError:  # cut off at the beginning, or not yet whole
             continue
         lines = stages.setdefault(line["stage"], [])
-        if lines and lines[-1]["attempt"] != line["attempt"]:
+        if lines and "part" not in line and lines[-1]["attempt"] != line["attempt"]:
             lines.clear()
         lines.append(line)
     return stages
 
 
 def progress(lines: Sequence[dict[str, Any]]) -> str:
-    """`step 40/120 33%`."""
+    """`step 40/120 33%`; of a stage that jobs share, how many of its steps are done."""
     if not lines:
         return ""
     step, of = lines[-1]["step"], lines[-1]["total"]
+    if "part" in lines[-1]:
+        step = len({line["step"] for line in lines})
     return f"step {step}/{of} {100 * step // of}%"
 
 
 def eta(lines: Sequence[dict[str, Any]]) -> float | None:
     """Seconds until the stage's last step, by the speed of its recent ones; None where there are too few."""
     recent = lines[-RECENT_STEPS - 1 :]
-    if len(recent) < 2 or recent[-1]["step"] == recent[0]["step"]:
+    if len(recent) < 2 or recent[-1]["step"] == recent[0]["step"] or "part" in recent[-1]:
         return None
     pace = (recent[-1]["time"] - recent[0]["time"]) / (recent[-1]["step"] - recent[0]["step"])
     return pace * (recent[-1]["total"] - recent[-1]["step"])

@@ -43,6 +43,7 @@ class MetricsLog:
         start_step: last finished step of the attempt that this one resumes.
         quiet: write, do not print.
         mirror: called with every line that was written, for the optional loggers.
+        part: what of the stage, where several jobs share it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class MetricsLog:
         start_step: int = 0,
         quiet: bool = False,
         mirror: Callable[[Mapping[str, Any]], None] | None = None,
+        part: str = "",
     ) -> None:
         self.path = path
         self.stage = stage
@@ -61,6 +63,7 @@ class MetricsLog:
         self.ledger = ledger
         self.quiet = quiet
         self.mirror = mirror
+        self.part = part
         self._printed = -math.inf
         self._recent = deque([(time.monotonic(), start_step)], maxlen=RECENT_STEPS + 1)
 
@@ -72,6 +75,7 @@ class MetricsLog:
         if self.path is None:
             return
         head = {"time": round(time.time(), 3), "stage": self.stage, "attempt": self.ledger.attempt_number}
+        head |= {"part": self.part} if self.part else {}
         line = head | {"step": step, "total": self.total_steps} | fields
         append_json_line(self.path, line)
         if self.mirror:
@@ -108,15 +112,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A later attempt overrules an earlier one from the step where it resumed, so steps that a kill has undone do not
     show up after it.
     """
-    stages: dict[str, list[dict[str, Any]]] = {}
+    stages: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for record in read_json_lines(path):
         if "event" in record:
             continue
-        lines = stages.setdefault(record["stage"], [])
+        lines = stages.setdefault(record["stage"], {}).setdefault(record.get("part", ""), [])
         while lines and lines[-1]["step"] >= record["step"]:
             lines.pop()
         lines.append(record)
-    return [line for lines in stages.values() for line in lines]
+    return [line for parts in stages.values() for line in _in_order(parts)]
+
+
+def _in_order(parts: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The lines of a stage by step. Parts have steps of their own; of two lines for one step the newer holds."""
+    lines = sorted((line for part in parts.values() for line in part), key=lambda line: line["time"])
+    by_step = {line["step"]: line for line in lines}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -1,12 +1,16 @@
 """The stages in order: skip what is done, resume what was interrupted, run again what no longer fits its inputs.
 
-    python -m nemo_vibethinker.pipeline --run-dir runs/NAME [--stage STAGE]      (under torchrun for several processes)
+    python -m nemo_vibethinker.pipeline --run-dir runs/NAME [--stage STAGE [--part 1/4]]      (or under torchrun)
+
+Several processes may each do a part of a stage that tries one model after the other; the stage itself, started after
+them, finds their results and puts them together.
 
 This module imports torch and Megatron only when a stage runs, so the launcher can ask what is done.
 """
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import errno
 import hashlib
@@ -41,6 +45,32 @@ from nemo_vibethinker.run_folder import (
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+PARTED = ("probe", "evaluate")  # stages that several jobs can share
+
+
+@dataclass(frozen=True)
+class Part:
+    """Items `index`, `index` + `count`, ... of a stage."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Part":
+        """`2/4`: the second of four.
+
+        Raises:
+            ValueError: not of that form.
+        """
+        number, _, count = text.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise ValueError(f"--part {text}: expected NUMBER/COUNT, like 2/4")
+        return cls(int(number) - 1, int(count))
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageContext:
     """What a stage needs besides its configuration, inputs and folder."""
@@ -51,6 +81,11 @@ class StageContext:
     ledger: Ledger
     metrics_path: Path | None
     mirror: Callable[[Mapping[str, Any]], None] | None = None  # of every metrics line, for the optional loggers
+    part: Part | None = None  # what of the stage to do; it has a result only when it is done as a whole
+
+    def is_mine(self, index: int) -> bool:
+        """Whether item `index` (from 0) of those that the stage tries one after the other is to be done here."""
+        return self.part is None or index % self.part.count == self.part.index
 
     def say(self, text: str) -> None:
         """Print a line under the stage's name, on the main rank."""
@@ -59,7 +94,10 @@ class StageContext:
 
     def metrics_log(self, total_steps: int, start_step: int = 0) -> MetricsLog:
         """The metrics of this attempt; `start_step` is the step of the checkpoint it resumes from."""
-        return MetricsLog(self.metrics_path, self.stage, total_steps, self.ledger, start_step, mirror=self.mirror)
+        part = str(self.part or "")
+        return MetricsLog(
+            self.metrics_path, self.stage, total_steps, self.ledger, start_step, mirror=self.mirror, part=part
+        )
 
     def stop_requested(self) -> Interrupted | None:
         """Whether to stop between two steps: what to raise once the stage has saved what it resumes from.
@@ -99,13 +137,20 @@ def world_size() -> int:
 
 
 def run_stages(
-    run: RunFolder, only: str | None = None, stage_functions: Mapping[str, StageFunction] | None = None
+    run: RunFolder,
+    only: str | None = None,
+    stage_functions: Mapping[str, StageFunction] | None = None,
+    *,
+    part: Part | None = None,
+    replicas: int | None = None,
 ) -> None:
     """Run the stages that are not done.
 
     Args:
         run: the opened run.
         only: run just this stage; those before it must be done.
+        part: of `only`: do this part, and leave it to a later call to put the parts together.
+        replicas: number of model replicas in place of `scale.parallel.data`; for stages that do not train.
         stage_functions: used in place of the modules in `nemo_vibethinker.stages`, and of Megatron's process groups.
 
     Raises:
@@ -114,11 +159,14 @@ def run_stages(
     """
     if only is not None and only not in run.config.stages:
         raise ValueError(f"{run.path} has no stage '{only}'; it has: {', '.join(run.config.stages)}")
-    with contextlib.closing(_Runner(run, stage_functions)) as runner:
+    with contextlib.closing(_Runner(run, stage_functions, replicas)) as runner:
         artefacts = starting_artefacts(run.config, verify=is_main())
         for stage in run.config.stages:
             inputs = stage_inputs(run.config, stage, artefacts)
             manifest = runner.finished(stage, inputs, required=only not in (None, stage))
+            if manifest is None and part is not None and stage == only:
+                runner.run_part(stage, inputs, part)
+                return
             if manifest is None:
                 manifest = runner.run(stage, inputs)
             elif is_main():
@@ -231,8 +279,12 @@ def reusable_manifest(
 class _Runner:
     """Runs single stages; every rank takes part in every call."""
 
-    def __init__(self, run: RunFolder, functions: Mapping[str, StageFunction] | None) -> None:
+    def __init__(
+        self, run: RunFolder, functions: Mapping[str, StageFunction] | None, replicas: int | None = None
+    ) -> None:
         self._run = run
+        self._config = copy.deepcopy(run.config)
+        self._config.scale.parallel.data = replicas or run.config.scale.parallel.data
         self._functions = functions
         self._mirror = Mirror(run) if run.config.loggers and is_main() else None
         self._ready = functions is not None  # process groups are set up
@@ -260,13 +312,11 @@ class _Runner:
 
     def run(self, stage: str, inputs: dict[str, Artefact]) -> Manifest:
         """Run a stage; its manifest is written when every rank has finished."""
-        if request := _agreed(interruption.poll()):  # it came after the last step of the stage before
-            raise request
-        interruption.stop_polling()
         outputs: dict[str, Artefact] = {}
         metrics: dict[str, Any] = {}
+        self._begin()
         with self._ledger.attempt(stage):
-            result = self._call(stage, {name: Path(artefact.path) for name, artefact in inputs.items()})
+            result = self._call(stage, inputs)
             self._barrier()
             if result and is_main():
                 folder = self._run.stage_folder(stage)
@@ -280,7 +330,21 @@ class _Runner:
         assert manifest is not None
         return manifest
 
-    def _call(self, stage: str, inputs: dict[str, Path]) -> StageResult | None:
+    def run_part(self, stage: str, inputs: dict[str, Artefact], part: Part) -> None:
+        """Do a part of a stage; what it leaves in the stage's folder is its result."""
+        self._begin()
+        with self._ledger.attempt(stage, str(part)):
+            self._call(stage, inputs, part)
+            self._barrier()
+        if is_main():
+            print(f"{stage:<{STAGE_WIDTH}}  part {part} done", flush=True)
+
+    def _begin(self) -> None:
+        if request := _agreed(interruption.poll()):  # it came after the last step of the stage before
+            raise request
+        interruption.stop_polling()
+
+    def _call(self, stage: str, inputs: dict[str, Artefact], part: Part | None = None) -> StageResult | None:
         if stage == "prepare" and not is_main():
             return None
         if stage != "prepare":
@@ -292,9 +356,11 @@ class _Runner:
             ledger=self._ledger,
             metrics_path=self._run.path / "run.jsonl" if is_main() else None,
             mirror=self._mirror.log if self._mirror else None,
+            part=part,
         )
         function = self._functions[stage] if self._functions is not None else _load_stage(stage)
-        return function(self._run.config, inputs, self._run.stage_folder(stage), context)
+        paths = {name: Path(artefact.path) for name, artefact in inputs.items()}
+        return function(self._config, paths, self._run.stage_folder(stage), context)
 
     def _manifest(
         self, stage: str, inputs: dict[str, Artefact], outputs: dict[str, Artefact], metrics: dict[str, Any]
@@ -318,7 +384,7 @@ class _Runner:
         if not self._ready:
             from nemo_vibethinker.megatron.distributed import initialize
 
-            initialize(self._run.config)
+            initialize(self._config)
             self._ready = True
 
     def _barrier(self) -> None:
@@ -338,17 +404,26 @@ def _load_stage(stage: str) -> StageFunction:
     return importlib.import_module(f"nemo_vibethinker.stages.{stage.split('.')[0]}").run
 
 
-def run_worker(run_dir: Path, only: str | None = None) -> None:
-    """Run the stages of the run in `run_dir`, then write its report.
+LOCK_WAIT_S = 120.0  # in a job of a scheduler: for locks of an attempt whose machine has died
+
+
+def run_worker(run_dir: Path, only: str | None = None, part: Part | None = None, replicas: int | None = None) -> None:
+    """Run the stages of the run in `run_dir`, or `only` one of them, or a part of it; then write its report.
 
     Raises:
         ValueError: a user's mistake, in one line.
     """
     run = RunFolder.load(run_dir)
+    if part is not None and only not in PARTED:
+        raise ValueError(f"--part goes with --stage {' or '.join(PARTED)}")
     if is_main() and os.environ.get(LOCK_VARIABLE) != str(run.path):
-        run.lock()
-    run_stages(run, only)
-    if is_main() and only in (None, run.config.stages[-1]):
+        if only:
+            wait_s = LOCK_WAIT_S if "SLURM_JOB_ID" in os.environ else 0.0
+            run.lock_stage(only, str(part or ""), wait_s)
+        else:
+            run.lock()
+    run_stages(run, only, part=part, replicas=replicas)
+    if is_main() and part is None and only in (None, run.config.stages[-1]):
         from nemo_vibethinker.report import write_report
 
         _link_final_model(run)
@@ -369,22 +444,35 @@ def _link_final_model(run: RunFolder) -> None:
 def stage_main(module_file: str) -> NoReturn:
     """Command line of a stage module: `python -m nemo_vibethinker.stages.sft --run-dir runs/NAME [--stage sft]`."""
     module = Path(module_file).stem
-    parser = argparse.ArgumentParser(prog=f"python -m nemo_vibethinker.stages.{module}")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder with the run's config.yaml")
+    parser = _parser(f"python -m nemo_vibethinker.stages.{module}")
     parser.add_argument("--stage", default=module, help=f"stage of the run to work on (default: {module})")
     arguments = parser.parse_args()
     if arguments.stage.split(".")[0] != module:
         parser.error(f"--stage {arguments.stage} is not a {module} stage")
-    sys.exit(guarded(lambda: run_worker(arguments.run_dir, arguments.stage)))
+    sys.exit(_work(arguments))
 
 
 def main(argv: list[str] | None = None) -> int:
     """The worker's command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m nemo_vibethinker.pipeline", description="Run a run's stages.")
-    parser.add_argument("--run-dir", type=Path, required=True, help="folder with the run's config.yaml")
+    parser = _parser("python -m nemo_vibethinker.pipeline", "Run a run's stages.")
     parser.add_argument("--stage", help="run this stage alone (default: all)")
-    arguments = parser.parse_args(argv)
-    return guarded(lambda: run_worker(arguments.run_dir, arguments.stage))
+    return _work(parser.parse_args(argv))
+
+
+def _parser(program: str, description: str | None = None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument("--run-dir", type=Path, required=True, help="folder with the run's config.yaml")
+    parser.add_argument("--part", help="NUMBER/COUNT, like 2/4: this share of a probe or evaluate stage alone")
+    parser.add_argument("--replicas", type=int, help="of the model, for a stage that does not train (default: all)")
+    return parser
+
+
+def _work(arguments: argparse.Namespace) -> int:
+    def work() -> None:
+        part = Part.parse(arguments.part) if arguments.part else None
+        run_worker(arguments.run_dir, arguments.stage, part, arguments.replicas)
+
+    return guarded(work)
 
 
 def guarded(work: Callable[[], None]) -> int:

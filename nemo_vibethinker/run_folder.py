@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import Config, flatten, load_config, to_yaml
 
 REFERENCE = "reference.yaml"  # in a run folder: its recipe as the files have it, before the command line's keys
+COMMIT_FILE = "COMMIT"  # beside the packages in a copy of the code: the commit that it was made from
+LOCK_POLL_S = 1.0
 LOCK_VARIABLE = "NVT_RUN_LOCK"  # set by a launcher that holds the lock of this run folder for its workers
 
 
@@ -124,7 +127,7 @@ class RunFolder:
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path.resolve()
         self.config = config
-        self._lock: IO[str] | None = None
+        self._locks: list[IO[str]] = []
 
     @classmethod
     def load(cls, path: Path) -> "RunFolder":
@@ -165,31 +168,57 @@ class RunFolder:
         Raises:
             ValueError: another process works on this run.
         """
+        self._take(".lock", exclusive=True)
+
+    def lock_stage(self, stage: str, part: str = "", wait_s: float = 0.0) -> None:
+        """Take one stage, or one part of it, and keep the run from whoever wants it whole.
+
+        Parts of a stage may be worked on at the same time, a stage and a part of it may not.
+
+        Args:
+            wait_s: how long to wait for a lock; that of a process whose machine died may outlive it on a file server.
+
+        Raises:
+            ValueError: another process works on it, or has the whole run.
+        """
+        self._take(".lock", exclusive=False, wait_s=wait_s)
+        self._take(f".lock.{stage}", exclusive=not part, wait_s=wait_s)
+        if part:
+            self._take(f".lock.{stage}.{part.replace('/', '-of-')}", exclusive=True, wait_s=wait_s)
+
+    def _take(self, name: str, *, exclusive: bool, wait_s: float = 0.0) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        file = open(self.path / ".lock", "a+")  # noqa: SIM115 (kept open: the lock lives as long as the file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
-            raise ValueError(f"{self.path} is in use by {holder}; wait for it or choose run.name=OTHER") from None
+        file = open(self.path / name, "a+")  # noqa: SIM115 (kept open: the lock lives as long as the file)
+        deadline = time.monotonic() + wait_s
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(LOCK_POLL_S)
+                    continue
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                self.unlock()
+                raise ValueError(f"{self.path} is in use by {holder}; wait for it or choose run.name=OTHER") from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        self._lock = file
+        self._locks.append(file)
 
     def unlock(self) -> None:
         """Let another process have the run."""
-        if self._lock:
-            self._lock.close()
-            self._lock = None
+        for file in self._locks:
+            file.close()
+        self._locks.clear()
 
     @property
     def lock_descriptor(self) -> int:
         """File descriptor of the lock, for a child process that shall keep the run taken."""
-        assert self._lock is not None, "the run is not locked"
-        return self._lock.fileno()
+        assert self._locks, "the run is not locked"
+        return self._locks[0].fileno()
 
     def read_manifest(
         self, stage: str, verify: bool = True, report: Callable[[str], None] | None = None
@@ -236,6 +265,11 @@ class RunFolder:
         Checkpoints that were made from other inputs, or whose declared outputs no longer hold, must not be
         resumed from: they are moved to `<run>/replaced/`.
         """
+        with open(self.path / ".begin", "w") as file:  # parts of a stage may begin at the same time
+            fcntl.flock(file, fcntl.LOCK_EX)
+            return self._begin_stage(stage, inputs)
+
+    def _begin_stage(self, stage: str, inputs: Mapping[str, Artefact]) -> Path:
         folder = self.stage_folder(stage)
         marker = folder / "started.json"
         hashes = {name: artefact.sha256 for name, artefact in sorted(inputs.items())}
@@ -279,12 +313,14 @@ def code_version() -> dict[str, str]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    return versions | {"commit": _git_commit()}
+    return versions | {"commit": git_commit()}
 
 
-def _git_commit() -> str:
-    """Commit of the checkout that this file is part of, "none" outside one."""
+def git_commit() -> str:
+    """Commit of the checkout that this file is part of, or of which it is a copy; "none" outside one."""
     root = Path(__file__).resolve().parent.parent
+    if (root / COMMIT_FILE).is_file():
+        return (root / COMMIT_FILE).read_text().strip()
     if not (root / ".git").exists() or shutil.which("git") is None:
         return "none"
     git = ["git", "-C", str(root)]

@@ -3,6 +3,7 @@
 import math
 import re
 
+from nemo_vibethinker.config.cluster import check_cluster
 from nemo_vibethinker.config.guards import ACTIONS
 from nemo_vibethinker.config.names import BENCHMARKS, LOGGERS, PROTOCOLS, SIGNAL_STAGES, STAGES
 from nemo_vibethinker.config.run import Config, flatten
@@ -24,6 +25,7 @@ def validate(config: Config) -> None:
     _check_precision(config)
     _check_lengths(config)
     _check_benchmarks(config)
+    check_cluster(config.cluster, config.world_size)
 
 
 def _check_benchmarks(config: Config) -> None:
@@ -127,6 +129,10 @@ _POSITIVE = [
     "data",
     "processes",
     "threads_per_process",
+    "nodes",
+    "gpus_per_node",
+    "tasks_at_once",
+    "stalled_requeues",
     "steps",
     "global_batch_size",
     "micro_batch_size",
@@ -169,6 +175,8 @@ def _check_numbers(config: Config) -> None:
 
 _CHOICES = {
     "on_exceed": ("stop", "warn"),
+    "scheduler": ("none", "slurm"),
+    "container": ("none", "pyxis", "apptainer"),
     "precision": ("fp32", "bf16"),
     "fp8": ("none", "hybrid", "e4m3"),
     "fp8_recipe": ("tensorwise", "delayed", "blockwise"),

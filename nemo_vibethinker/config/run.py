@@ -10,12 +10,13 @@ from omegaconf import OmegaConf
 
 from nemo_vibethinker.config.benchmarks import EvalConfig
 from nemo_vibethinker.config.budget import BudgetConfig
+from nemo_vibethinker.config.cluster import ClusterConfig
 from nemo_vibethinker.config.data import DataConfig, RunConfig
 from nemo_vibethinker.config.debug import DebugConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
 from nemo_vibethinker.config.guards import GuardsConfig
 from nemo_vibethinker.config.names import STAGES
-from nemo_vibethinker.config.scale import ClusterConfig, ScaleConfig
+from nemo_vibethinker.config.scale import ScaleConfig
 from nemo_vibethinker.config.signal import SignalConfig
 from nemo_vibethinker.config.spectrum import FuseConfig, ProbeConfig, SftConfig
 
@@ -87,8 +88,10 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def resolve(config: Config) -> None:
-    """Replace what is derived from other keys by its value: the number of replicas."""
-    parallel = config.scale.parallel
+    """Replace what is derived from other keys by its value: the number of processes on a cluster, and of replicas."""
+    parallel, cluster = config.scale.parallel, config.cluster
+    if cluster.scheduler == "slurm":
+        cluster.processes = cluster.nodes * cluster.gpus_per_node
     if parallel.data == 0:
         model_ranks = parallel.tensor * parallel.pipeline * parallel.context
         parallel.data = max(1, config.cluster.processes // max(1, model_ranks))

@@ -1,4 +1,4 @@
-"""How big a run is, and where it runs."""
+"""How big a run is."""
 
 from dataclasses import dataclass, field
 
@@ -56,17 +56,3 @@ class ScaleConfig:
     recompute: str = "none"  # none | selective (attention) | full (every layer): activations computed again backward
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
-
-
-@dataclass(kw_only=True)
-class ClusterConfig:
-    """Where: chosen by `cluster=NAME`."""
-
-    name: str = "local"
-    processes: int = 1  # that one run may use; a layout that needs more still gets them
-    async_save: bool = True  # training goes on while a checkpoint is written; costs host memory for a copy of it
-    threads_per_process: int = 1  # OMP_NUM_THREADS; small models are fastest with one thread a process
-    gpu: str = (
-        ""  # of the table in costs/gpus.py, like H800-SXM: layouts that cannot fit it are refused; empty: no check
-    )
-    efficiency: float = 0.4  # assumed share of the GPU's BF16 peak that its kernels reach; for estimates only

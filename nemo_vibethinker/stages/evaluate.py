@@ -45,6 +45,8 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     with make_grader(config) as grader:
         sampler = make_sampler(config, chunks, tokenizer, grader)
         scores = _held_out_scores(config, sampler, inputs, folder, context) if "evaluation_data" in inputs else []
+        if context.part:
+            return StageResult(outputs={}, metrics={})
         if plan.benchmarks:
             scores += _benchmark_scores(config, sampler, plan, inputs, folder, context)
     if context.is_main:
@@ -69,18 +71,19 @@ def _held_out_scores(
     records = read_jsonl(inputs["evaluation_data"])
     checkpoints = distinct_checkpoints(inputs)
     scores: list[Score] = []
-    done = {path: broadcast_object(_scores_path(folder, labels).exists()) for path, labels in checkpoints.items()}
-    finished = sum(done.values())
-    log = context.metrics_log(len(checkpoints), finished)
-    for path, labels in checkpoints.items():
-        if not done[path]:
-            if stop := context.stop_requested():
-                raise stop
-            load_model(sampler.engine.chunks, path)
-            sampler.sync(labels[0])
-            found = _evaluate(config, sampler, records, labels, folder, context)
-            finished += 1
-            log.log(finished, checkpoint=labels[0], **_headline(found))
+    done = [broadcast_object(_scores_path(folder, labels).exists()) for labels in checkpoints.values()]
+    todo = [index for index, finished in enumerate(done) if not finished and context.is_mine(index)]
+    log = context.metrics_log(len(checkpoints), start_step=todo[0] if todo else len(checkpoints))
+    for index in todo:
+        if stop := context.stop_requested():
+            raise stop
+        path, labels = list(checkpoints.items())[index]
+        load_model(sampler.engine.chunks, path)
+        sampler.sync(labels[0])
+        found = _evaluate(config, sampler, records, labels, folder, context)
+        context.ledger.saved()
+        log.log(index + 1, checkpoint=labels[0], **_headline(found))
+    for labels in checkpoints.values() if context.part is None else ():
         text = _scores_path(folder, labels).read_text() if context.is_main else None
         scores += scores_from_json(broadcast_object(text))
     return scores

@@ -27,24 +27,29 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     chunks = build_run_model(config, inputs)
     records = probing_records(config, read_jsonl(inputs["probe_data"]))
     steps = probed_steps(config, inputs["sft_checkpoints"])
-    counts: dict[int, Counts] = {}
     with make_grader(config) as grader:
         sampler = make_sampler(config, chunks, tokenizer, grader)
-        done = [step for step in steps if broadcast_object((folder / f"counts_{step:06d}.json").exists())]
-        log = context.metrics_log(len(steps), len(done))
-        for index, step in enumerate(steps, start=1):
-            path = folder / f"counts_{step:06d}.json"
-            if step not in done:
-                if stop := context.stop_requested():
-                    raise stop
-                load_model(chunks, checkpoint_folder(inputs["sft_checkpoints"], step))
-                sampler.sync(f"sft step {step}")
-                found = _probe(config, sampler, records)
-                if context.is_main:
-                    atomic_write_text(path, json.dumps(found))
-                mean = {domain: sum(rights) / len(rights) / config.probe.samples for domain, rights in found.items()}
-                log.log(index, checkpoint=step, pass_at_1=sum(mean.values()) / len(mean), **_by_domain(mean))
-            counts[step] = broadcast_object(json.loads(path.read_text()) if context.is_main else None)
+        done = [broadcast_object(_counts_path(folder, step).exists()) for step in steps]
+        todo = [index for index, finished in enumerate(done) if not finished and context.is_mine(index)]
+        log = context.metrics_log(len(steps), start_step=todo[0] if todo else len(steps))
+        for index in todo:
+            if stop := context.stop_requested():
+                raise stop
+            step = steps[index]
+            load_model(chunks, checkpoint_folder(inputs["sft_checkpoints"], step))
+            sampler.sync(f"sft step {step}")
+            found = _probe(config, sampler, records)
+            if context.is_main:
+                atomic_write_text(_counts_path(folder, step), json.dumps(found))
+            context.ledger.saved()
+            mean = {domain: sum(rights) / len(rights) / config.probe.samples for domain, rights in found.items()}
+            log.log(index + 1, checkpoint=step, pass_at_1=sum(mean.values()) / len(mean), **_by_domain(mean))
+    if context.part:
+        return StageResult(outputs={}, metrics={})
+    counts: dict[int, Counts] = {
+        step: broadcast_object(json.loads(_counts_path(folder, step).read_text()) if context.is_main else None)
+        for step in steps
+    }
     table = build_table(config, counts)
     specialists = select_specialists(table, config.probe.select_k)
     if context.is_main:
@@ -55,6 +60,10 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     for domain, step in specialists.items():
         outputs[f"model.specialist.{domain}"] = checkpoint_folder(inputs["sft_checkpoints"], step)
     return StageResult(outputs=outputs, metrics={"specialists": specialists, "problems": len(records)})
+
+
+def _counts_path(folder: Path, step: int) -> Path:
+    return folder / f"counts_{step:06d}.json"
 
 
 def probing_records(config: Config, records: list[Record]) -> list[Record]:
