@@ -117,7 +117,8 @@ def format_comparison(rows: Sequence[ComparisonRow], reference: str = REFERENCE)
 class HeadlineRow:
     """One model of the headline table; None: not measured, or not published.
 
-    `gpu_hours` of our run are of all its stages and attempts; `device` "cpu" says that they are process-hours of CPUs.
+    `gpu_hours` of our run are of all its stages and attempts but evaluation; `device` "cpu" says that they are
+    process-hours of CPUs, which have no price.
     """
 
     model: str
@@ -151,7 +152,7 @@ def _our_row(run: RunFolder) -> HeadlineRow:
         scores={name: found.get(name) for name in HEADLINE_BENCHMARKS},
         device=device,
         gpu_hours=hours,
-        dollars=None,
+        dollars=hours * run.config.budget.dollars_per_gpu_hour if hours is not None and device == "gpu" else None,
         source="measured by this run",
     )
 
