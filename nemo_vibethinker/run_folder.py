@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -38,13 +39,18 @@ def append_json_line(path: Path, record: Mapping[str, Any]) -> None:
     """
     with open(path, "ab+", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        torn = False
-        if file.seek(0, os.SEEK_END) > 0:
-            file.seek(-1, os.SEEK_END)
-            torn = file.read(1) != b"\n"
-        line = b"\n" * torn + json.dumps(record).encode() + b"\n"
-        while line:
-            line = line[file.write(line) :]
+        write_json_line(file, record)
+
+
+def write_json_line(file: io.FileIO, record: Mapping[str, Any]) -> None:
+    """`append_json_line` to a file that is open for reading and appending, without a lock of its own."""
+    torn = False
+    if file.seek(0, os.SEEK_END) > 0:
+        file.seek(-1, os.SEEK_END)
+        torn = file.read(1) != b"\n"
+    line = b"\n" * torn + json.dumps(record).encode() + b"\n"
+    while line:
+        line = line[file.write(line) :]
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

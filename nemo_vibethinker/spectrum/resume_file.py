@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from nemo_vibethinker.run_folder import append_json_line, read_json_lines
+from nemo_vibethinker.run_folder import read_json_lines, write_json_line
 
 
 class ResumeFile:
@@ -23,16 +23,16 @@ class ResumeFile:
         self.path = path
         if not path.parent.is_dir():
             raise ValueError(f"folder {path.parent} does not exist; create it or choose another --out")
-        self._lock = open(path, "ab")  # noqa: SIM115 (held as long as this object)
+        self._file = open(path, "ab+", buffering=0)  # noqa: SIM115 (held, and locked, as long as this object)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            self._lock.close()
+            self._file.close()
             raise ValueError(f"{path} is in use by another process; wait for it or choose another --out") from error
         self.rows: list[dict[str, Any]] = read_json_lines(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        append_json_line(self.path, row)
+        write_json_line(self._file, row)  # `append_json_line` would wait for our own lock for ever
 
     def remove(self) -> None:
         """Delete the file: the result is complete elsewhere."""
@@ -44,4 +44,4 @@ class ResumeFile:
     def __exit__(self, *_: object) -> None:
         if self.path.exists() and not self.path.stat().st_size:
             self.remove()
-        self._lock.close()
+        self._file.close()
