@@ -23,10 +23,11 @@ from benchmark_rows import (
     write_rows,
 )
 
-from nemo_vibethinker.config import EvalConfig, RewardConfig
+from nemo_vibethinker.config import Config, EvalConfig, RewardConfig
 from nemo_vibethinker.data.pickled_text import pickled_text
 from nemo_vibethinker.data.tokenizer import prompt_text
 from nemo_vibethinker.evaluation.benchmarks import BENCHMARKS, INSTRUCTION, load_benchmark
+from nemo_vibethinker.evaluation.cost import benchmark_bounds
 from nemo_vibethinker.evaluation.protocols import PROTOCOLS, chosen_benchmarks, protocol_of
 from nemo_vibethinker.reward.grader import Grader
 
@@ -69,6 +70,17 @@ def test_settings_override_the_protocol_and_choose_benchmarks() -> None:
     assert chosen_benchmarks(settings) == ("aime24", "math500")
     assert chosen_benchmarks(EvalConfig()) == ()  # a run that asks for none
     assert chosen_benchmarks(EvalConfig(model="m"))[0] == "aime24"
+
+
+def test_the_most_tokens_are_counted_before_anything_is_read() -> None:
+    config = Config(eval=EvalConfig(model="m", benchmarks=["aime24", "gpqa", "lcb_v6"]))
+    config.scale.model.max_position_embeddings = 131072
+    tokens = {bound.name: bound.tokens for bound in benchmark_bounds(config)}
+    assert tokens == {"aime24": 30 * 64 * 40960, "gpqa": 198 * 16 * 40960, "lcb_v6": 131 * 8 * 40960}
+    config.eval.shard, config.eval.problems, config.eval.max_tokens = "1/4", 10, 100
+    assert [(bound.problems, bound.max_tokens) for bound in benchmark_bounds(config)] == [(3, 100)] * 3
+    config.scale.model.max_position_embeddings = 64  # the model's window ends responses too
+    assert benchmark_bounds(config)[0].tokens == 3 * 64 * 64
 
 
 def test_the_prompt_is_one_user_turn_without_a_system_prompt(tmp_path: Path) -> None:

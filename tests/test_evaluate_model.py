@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from benchmark_rows import HMMT25, gpqa_row, write_livecodebench, write_rows
 from conftest import Launch, launcher_command, override
@@ -121,9 +121,11 @@ def test_killed_it_loses_one_batch_and_ends_alike(
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
+    everyone = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in everyone:
+        each.kill()
+    psutil.wait_procs(everyone, timeout=60)
     process.wait()
-    time.sleep(2)  # the worker follows its parent
     kept = samples.read_text().splitlines()[:5]
     samples.write_text("".join(f"{line}\n" for line in kept) + kept[0][:20])  # and a torn line
     launch(*arguments, timeout=300)

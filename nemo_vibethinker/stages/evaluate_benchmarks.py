@@ -1,5 +1,6 @@
 """The part of the evaluate stage that scores published benchmarks (no stage of its own)."""
 
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.metrics_log import MetricsLog
 from nemo_vibethinker.pipeline import StageContext
 from nemo_vibethinker.reward.math import MathVerifier
+from nemo_vibethinker.rollout.engine import RolloutEngine
+from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.rollout.responses import Group, Sampler, check_ungraded
 from nemo_vibethinker.run_folder import code_version
 
@@ -118,7 +121,7 @@ class BenchmarkRun:
 
     def _provenance(self, loaded: LoadedBenchmark, model: str, model_hash: str) -> Provenance:
         protocol, settings = self.plan.protocol, self.config.eval
-        engine, version = engine_facts()
+        engine, version = engine_facts(self.sampler.engine)
         return Provenance(
             **loaded.facts(),
             **protocol.facts(loaded.benchmark.kind),
@@ -134,10 +137,16 @@ class BenchmarkRun:
         )
 
 
-def engine_facts() -> tuple[str, str]:
+def engine_facts(engine: RolloutEngine) -> tuple[str, str]:
     """Name and version of what generates."""
-    versions = code_version()
-    return "megatron", f"megatron-core {versions['megatron-core']}, torch {versions['torch']}"
+    if isinstance(engine, MegatronEngine):
+        versions = code_version()
+        return "megatron", f"megatron-core {versions['megatron-core']}, torch {versions['torch']}"
+    name = type(engine).__name__.removesuffix("Engine").lower()
+    try:
+        return name, f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return name, f"{name} of another environment"
 
 
 def _row(identity: str, sample: int, group: Group) -> SampleRow:
