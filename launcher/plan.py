@@ -3,6 +3,7 @@
 from launcher.cli import Command
 from launcher.costs import render_costs
 from launcher.price import render_price
+from launcher.slurm.plan import render_jobs
 from nemo_vibethinker.config import MATH_DOMAINS, Config, MgpoConfig, flatten
 from nemo_vibethinker.costs.parameters import parameter_count
 from nemo_vibethinker.costs.run_plan import plan_run
@@ -26,6 +27,8 @@ def render(command: Command) -> str:
     done = [stage for stage, manifest in survey(run, notes.append).items() if manifest]
     price = render_price(config, plan_run(config, run.path))
     parts = [_configuration(command), _facts(config, run), render_costs(config), _stages(config, done, notes), price]
+    if config.cluster.scheduler == "slurm":
+        parts.append(render_jobs(config, run.path, done))
     return "\n\n".join(parts) + "\n\nplan only: nothing was run or written"
 
 

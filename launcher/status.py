@@ -87,7 +87,8 @@ def _headline(stages: Sequence[StageStatus]) -> str:
         return "finished"
     states = [stage.state for stage in stages]
     broken = [stage for stage in stages if stage.state in BROKEN]
-    word = "running" if "running" in states else "queued" if "pending" in states else "stopped"
+    queued = any(stage.state == "pending" or (stage.state == "waiting" and stage.note) for stage in stages)
+    word = "running" if "running" in states else "queued" if queued else "stopped"
     if word == "stopped" and not (broken or done or "cancelled" in states):
         return "not started"
     named = "".join(f", {stage.stage} {stage.state}" for stage in broken)

@@ -1,11 +1,13 @@
 """torchrun that ends with the exit code of the worker that failed first (torchrun's own is always 1).
 
-Signals are handed on to the workers, which save and end on their own time; torchrun would kill them after 30 s.
+In a step of Slurm, which starts one on each node, a node's rank is Slurm's number of it. Signals are handed on to the
+workers, which save and end on their own time; torchrun would kill them after 30 s.
 
 python -m launcher.torchrun --standalone --nproc-per-node 4 -m nemo_vibethinker.pipeline --run-dir runs/NAME
 """
 
 import logging
+import os
 import signal
 import sys
 from types import FrameType
@@ -34,7 +36,10 @@ if __name__ == "__main__":
     for number in SIGNALS:
         signal.signal(number, hand_on)
     try:
-        run(parse_args(["--signals-to-handle", TORCHRUN_HANDLES, *sys.argv[1:]]))
+        arguments = sys.argv[1:]
+        if "SLURM_NODEID" in os.environ and "--standalone" not in arguments:
+            arguments = ["--node-rank", os.environ["SLURM_NODEID"], *arguments]
+        run(parse_args(["--signals-to-handle", TORCHRUN_HANDLES, *arguments]))
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         sys.exit(code if code >= 0 else 128 - code)

@@ -5,13 +5,14 @@ Started without systemd or cgroups, as root, in a folder of its own; nothing out
 
 import os
 import shutil
-import signal
 import socket
 import stat
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("sbatch", "srun", "slurmctld", "slurmd", "munged")
 NODES = ("n1", "n2")
@@ -69,12 +70,17 @@ class Slurm:
         self._daemon("slurmd", "-D", "-N", node, name=node)
 
     def crash_node(self, node: str) -> None:
-        """Kill -9 a node's slurmd and whatever runs on it, as when its power goes."""
+        """Kill -9 a node's slurmd and whatever runs on it, as when its power goes, and let the controller know."""
         self._daemons.pop(node).kill()
-        for line in self.run("ps", "-eo", "pid,args").splitlines():
-            pid, _, words = line.strip().partition(" ")
-            if words.startswith("slurmstepd") or f"SLURMD_NODENAME={node}\0" in _environment(pid):
-                os.kill(int(pid), signal.SIGKILL)
+        for process in psutil.process_iter(["name"]):
+            if process.info["name"] == "slurmstepd" and self._belongs(process, node):
+                for victim in (process, *process.children(recursive=True)):
+                    victim.kill()
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=crash")
+
+    def _belongs(self, stepd: psutil.Process, node: str) -> bool:
+        place = f"{self.root}/spool/{node}/"
+        return any(str(link.laddr).startswith(place) for link in stepd.net_connections(kind="unix"))
 
     def stop(self) -> None:
         """Cancel all jobs and end the daemons."""
@@ -123,8 +129,8 @@ class Slurm:
         host = socket.gethostname()
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=16 RealMemory=64000 "
-            f"Gres=gpu:h800:{GPUS}"
-            for node, port in zip(NODES, ports[1:], strict=True)
+            f"Gres=gpu:h800:{GPUS} Weight={weight}"
+            for node, port, weight in zip(NODES, ports[1:], (2, 1), strict=True)  # jobs go to n2 first
         )
         gres = "\n".join(
             f"NodeName={node} Name=gpu Type=h800 File={self.root}/dev/{node}-[0-{GPUS - 1}]" for node in NODES
@@ -133,13 +139,6 @@ class Slurm:
         (self.root / "slurm.conf").write_text(
             SLURM_CONF.format(root=self.root, host=host, controller_port=ports[0], nodes=nodes)
         )
-
-
-def _environment(pid: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
-    except OSError:  # gone
-        return ""
 
 
 SLURM_CONF = """\
@@ -167,11 +166,10 @@ GresTypes=gpu
 ReturnToService=2
 KillWait=10
 InactiveLimit=0
-SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1,enable_user_top
+SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=1,bf_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {nodes}
 PartitionName=low Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
-PartitionName=short Nodes=ALL MaxTime=2
 """

@@ -88,7 +88,10 @@ def _container(config: Config, run_dir: Path, code: Path) -> tuple[str, list[str
     cluster = config.cluster
     mounts = [*dict.fromkeys([f"{run_dir}:{run_dir}", *cluster.mounts])]
     if cluster.container == "pyxis":
-        return "", [f"--container-image={shlex.quote(cluster.image)}", f"--container-mounts={','.join(mounts)}"]
+        return "", [
+            f"--container-image={shlex.quote(cluster.image)}",
+            f"--container-mounts={shlex.quote(','.join(mounts))}",
+        ]
     if cluster.container == "apptainer":
         binds = " ".join(f"--bind {shlex.quote(mount)}" for mount in mounts)
         return f"apptainer exec --nv {binds} {shlex.quote(cluster.image)} ", []
