@@ -19,6 +19,7 @@ from nemo_vibethinker.run_folder import RunFolder
 TAIL_BYTES = 1 << 18  # of run.jsonl: some hundred steps
 BROKEN = ("failed", "killed", "interrupted")
 SILENCE_S = 600  # without a line in the ledger, after which an attempt on another machine counts as dead
+PREFLIGHT_NUMBER = "--"
 RECENT_STEPS = 20  # the ETA's moving average
 
 
@@ -82,8 +83,9 @@ def table(stages: Sequence[StageStatus]) -> list[str]:
 
 
 def _headline(stages: Sequence[StageStatus]) -> str:
-    done = sum(stage.state == "done" for stage in stages)
-    if done == len(stages):
+    of_run = [stage for stage in stages if stage.number != PREFLIGHT_NUMBER]
+    done = sum(stage.state == "done" for stage in of_run)
+    if done == len(of_run):
         return "finished"
     states = [stage.state for stage in stages]
     broken = [stage for stage in stages if stage.state in BROKEN]
@@ -95,7 +97,7 @@ def _headline(stages: Sequence[StageStatus]) -> str:
     if broken and (left := states.count("cancelled")):
         named += f", {left} stages after it cancelled"
     go_on = "; the same command goes on" if word == "stopped" else ""
-    return f"{word}, {done} of {len(stages)} stages done{named}{go_on}"
+    return f"{word}, {done} of {len(of_run)} stages done{named}{go_on}"
 
 
 def with_jobs(stages: Sequence[StageStatus], jobs: Mapping[str, JobState]) -> list[StageStatus]:
@@ -105,7 +107,10 @@ def with_jobs(stages: Sequence[StageStatus], jobs: Mapping[str, JobState]) -> li
     if first is None or all(stage.state == "done" for stage in stages):
         return found
     about = {"progress": "", "eta_s": None, "hours": 0.0, "attempts": first.attempts}
-    return [StageStatus(number="--", stage=first.stage, state=first.state, note=first.note, **about), *found]
+    return [
+        StageStatus(number=PREFLIGHT_NUMBER, stage=first.stage, state=first.state, note=first.note, **about),
+        *found,
+    ]
 
 
 def _with_job(stage: StageStatus, job: JobState | None) -> StageStatus:
