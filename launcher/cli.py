@@ -375,6 +375,10 @@ def check_paths(config: Config) -> None:
     if source is not None and not (Path(source) / "config.yaml").is_file():
         raise ValueError(f"run.from_run={source}: not a run folder (it has no config.yaml)")
     config.run.from_run = source and str(Path(source).resolve())
+    replayed = config.debug.replay_rollouts
+    if replayed is not None and not (Path(replayed) / "config.yaml").is_file():
+        raise ValueError(f"debug.replay_rollouts={replayed}: not a run folder (it has no config.yaml)")
+    config.debug.replay_rollouts = replayed and str(Path(replayed).resolve())
     if config.run.name in (".", "..") or "/" in config.run.name:
         raise ValueError(f"run.name={config.run.name}: a folder's name without '/'; set the place with run.root=PATH")
     if not config.run.root:

@@ -307,7 +307,7 @@ def config_hash(config: Config) -> str:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    no_result = ("run.root", "run.name", "cluster.", "budget.", "eval.batch", "loggers")
+    no_result = ("run.root", "run.name", "cluster.", "budget.", "eval.batch", "debug.save_rollouts", "loggers")
     return {key: value for key, value in flatten(config).items() if not key.startswith(no_result)}
 
 

@@ -11,12 +11,14 @@ class PromptQueue:
 
     Attributes:
         drawn: prompts handed out since the stage began; all there is to keep for a resume.
+        by_id: the prompts.
     """
 
     def __init__(self, prompts: Sequence[Record], seed: int, drawn: int = 0) -> None:
         self._order = list(prompts)
         random.Random(seed).shuffle(self._order)
         self.drawn = drawn
+        self.by_id = {record.id: record for record in prompts}
 
     def __len__(self) -> int:
         return len(self._order)

@@ -15,6 +15,7 @@ from nemo_vibethinker.megatron.checkpoint_saver import CheckpointSaver
 from nemo_vibethinker.megatron.distributed import broadcast_object, largest_of_all_ranks
 from nemo_vibethinker.megatron.optimizer import build_optimizer
 from nemo_vibethinker.model.qwen2 import wrap_for_training
+from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.rollout.responses import Sampler, check_groups, check_ungraded
 from nemo_vibethinker.signal import loop
 from nemo_vibethinker.signal.entropy_target import next_coefficient
@@ -24,6 +25,7 @@ from nemo_vibethinker.signal.progress import Progress
 from nemo_vibethinker.signal.prompts import PromptQueue
 from nemo_vibethinker.signal.reference import Reference
 from nemo_vibethinker.signal.reference_kl import reference_step
+from nemo_vibethinker.signal.rollout_files import load_rollout, save_rollout
 from nemo_vibethinker.signal.samples import Rollout
 from nemo_vibethinker.signal.stage_switch import has_levelled_off
 from nemo_vibethinker.signal.watch import Watch
@@ -39,6 +41,7 @@ class Training:
     Args:
         policy: checkpoint that the stage begins with; the model holds its weights.
         folder: the stage's.
+        replayed: folder of the same stage of another run, whose saved rollouts take the place of sampling.
     """
 
     def __init__(
@@ -50,9 +53,10 @@ class Training:
         folder: Path,
         context: "StageContext",
         saver: CheckpointSaver,
+        replayed: Path | None = None,
     ) -> None:
         self.config, self.stage, self.sampler, self.folder, self.context = config, stage, sampler, folder, context
-        self.saver, self.chunks = saver, sampler.engine.chunks
+        self.saver, self.replayed, self.chunks = saver, replayed, sampler.engine.chunks
         self.ddp = wrap_for_training(config, self.chunks)
         self.optimizer = build_optimizer(self.ddp, stage.optimizer)
         interval = stage.reference_interval
@@ -105,11 +109,15 @@ class Training:
 
     def generate(self, queue: PromptQueue, step: int) -> Rollout:
         """Graded and weighed responses of the policy as it is; after a rollback other ones than those undone."""
+        if self.replayed is not None:
+            return loop.weigh(*load_rollout(self.replayed / "rollouts", step, queue.by_id), self.stage)
         rollbacks = self.progress.rollbacks
         again = (f"rollback {rollbacks}",) if rollbacks else ()
         self.sampler.sync(", ".join((f"step {step - 1}", *again)))
         rollout = loop.collect(self.sampler, queue, self.stage, self.context.stage, step, *again)
         self.sampler.engine.release()
+        if self.config.debug.save_rollouts:
+            save_rollout(self.folder / "rollouts", step, rollout)
         return rollout
 
     def update(self, rollout: Rollout, step: int, watch: Watch, timer: StepTimer) -> dict[str, float]:
@@ -126,12 +134,20 @@ class Training:
             self.stage,
             step,
             permit=watch.permits,
+            engine_is_trainer=self.engine_is_trainer,
             entropy_coefficient=self.progress.entropy_coefficient,
             reference=self.reference,
         )
         timer.updated(time.monotonic() - began)
         self.progress.weights_version += sum(result.applied for result in results)
         return update_metrics(results)
+
+    @property
+    def engine_is_trainer(self) -> bool:
+        """Whether the log-probs of the samples are the trainer's own, so that nothing has to be corrected."""
+        if self.stage.recompute_logprobs is not None:
+            return not self.stage.recompute_logprobs
+        return isinstance(self.sampler.engine, MegatronEngine)
 
     def take_note(self, step: int, drawn: int, figures: dict[str, Any], watch: Watch) -> dict[str, float]:
         """The step has come to its end: take it into the running statistics. Returns what is to be logged of them."""
@@ -157,7 +173,8 @@ class Training:
 
         Every time with the same random numbers, so that scores differ by the policy alone.
         """
-        if not self.stage.validate_interval or step % self.stage.validate_interval:
+        due = self.stage.validate_interval and step % self.stage.validate_interval == 0
+        if not due or self.replayed is not None:
             return {}
         sampling, samples = self.config.evaluate.sampling, self.stage.validate_samples
         self.sampler.sync(f"step {step}")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from nemo_vibethinker.megatron.checkpoint_saver import CheckpointSaver
 from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
 from nemo_vibethinker.rollout.responses import Sampler, check_groups
+from nemo_vibethinker.run_folder import RunFolder
 from nemo_vibethinker.signal.progress import Progress
 from nemo_vibethinker.signal.prompts import PromptQueue
 from nemo_vibethinker.signal.samples import graded_rewards
@@ -35,13 +37,17 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     progress = Progress()
     with make_grader(config) as grader:
         sampler = make_sampler(config, chunks, tokenizer, grader)
-        sampler.sync("step 0")
+        replayed = replayed_stage(config, context)
+        if replayed is None:
+            sampler.sync("step 0")
+        elif context.is_main:
+            shutil.copyfile(replayed / "prompts.json", folder / "prompts.json")
         data = inputs["rl_code_data" if name == CODE_DOMAIN else "rl_math_data"]
         held_out, records = hold_out(config, name, read_jsonl(data))
         prompts, kept = training_prompts(config, stage, sampler, records, folder, context)
         if prompts:
             with CheckpointSaver(config.cluster.async_save) as saver:
-                training = Training(config, stage, sampler, inputs["policy"], folder, context, saver)
+                training = Training(config, stage, sampler, inputs["policy"], folder, context, saver, replayed)
                 progress = training.run(PromptQueue(prompts, config.seed), held_out)
     save_model(chunks, folder / "model")
     best = {f"model.{context.stage}.best": best_folder(folder, progress.best[0])} if progress.best else {}
@@ -49,6 +55,21 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     if stage.keep == "best" and best:
         outputs["policy"] = best[f"model.{context.stage}.best"]
     return StageResult(outputs=outputs, metrics={"prompts": kept, **summary(progress)})
+
+
+def replayed_stage(config: Config, context: StageContext) -> Path | None:
+    """Folder of this stage in the run that `debug.replay_rollouts` names.
+
+    Raises:
+        ValueError: that run has no such stage, or saved no rollouts of it.
+    """
+    if config.debug.replay_rollouts is None:
+        return None
+    run = RunFolder.load(Path(config.debug.replay_rollouts))
+    folder = run.stage_folder(context.stage) if context.stage in run.config.stages else run.path / context.stage
+    if not (folder / "rollouts").is_dir():
+        raise ValueError(f"debug.replay_rollouts: {folder} has no rollouts; save them with debug.save_rollouts=true")
+    return folder
 
 
 def summary(progress: Progress) -> dict[str, Any]:
