@@ -210,6 +210,7 @@ def test_reference_stays_while_the_policy_moves_and_is_found_again(tiny_config: 
         resumed = Reference(policy.chunks, tmp_path / "first", tmp_path / "later", 2)
         resumed.prepare(number)
         assert all(torch.equal(a, b) for a, b in zip(then, resumed.logprobs(batches, 1.0), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(policy.ddp.parameters(), weights, strict=True))
         update(policy.chunks, policy.optimizer, policy.rollout(config), config, number, reference=reference)
 
 

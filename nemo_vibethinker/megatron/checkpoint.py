@@ -41,7 +41,7 @@ def load_model(chunks: Sequence[GPTModel], folder: Path) -> None:
 
 
 def load_model_state(chunks: Sequence[GPTModel], folder: Path) -> dict[str, Tensor]:
-    """This rank's part of the weights in `folder`, by chunk and name; the model itself is not changed.
+    """This rank's part of the weights in `folder`, by chunk and name, read into the tensors of the model.
 
     Raises:
         ValueError: there is no checkpoint in `folder`.

@@ -8,7 +8,7 @@ import torch
 from megatron.core.distributed import DistributedDataParallel
 from torch import Tensor
 
-from nemo_vibethinker.megatron.checkpoint import load_model_state, save_model
+from nemo_vibethinker.megatron.checkpoint import load_model, save_model
 from nemo_vibethinker.megatron.micro_batch import MicroBatch
 from nemo_vibethinker.megatron.row_logprobs import row_logprobs
 from nemo_vibethinker.signal.reference_kl import reference_step
@@ -36,13 +36,14 @@ class Reference:
             return
         folder = self._first if wanted == 0 else self._folder / f"step_{wanted:06d}"
         if wanted == step - 1:
-            self._weights = [p.detach().to("cpu", copy=True) for p in self._parameters()]
+            self._weights = self._copies()
             if wanted:
                 save_model(self._modules(), folder)
         else:
-            state = load_model_state(self._modules(), folder)
-            names = [f"{i}.{name}" for i, chunk in enumerate(self._modules()) for name, _ in chunk.named_parameters()]
-            self._weights = [state[name].detach().to("cpu", copy=True) for name in names]
+            mine = [p.detach().clone() for p in self._parameters()]
+            load_model(self._modules(), folder)
+            self._weights = self._copies()
+            self._set(mine)
         self._taken_after = wanted
 
     def logprobs(self, batches: Sequence[MicroBatch], temperature: float) -> list[Tensor]:
@@ -58,6 +59,9 @@ class Reference:
             yield
         finally:
             self._set(mine)
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().to("cpu", copy=True) for parameter in self._parameters()]
 
     @torch.no_grad()
     def _set(self, weights: Sequence[Tensor]) -> None:
