@@ -448,7 +448,7 @@ COMMAND, of a run that exists (run.root=PATH where it is not in runs):
 
 Any key of the schema (nemo_vibethinker/config/) can be set:
   plan=true        print what would happen and what it would cost, and run nothing
-  plan=json        the cost alone, for programs (launcher/plan_json.py says what it holds)
+  plan=json        the cost alone, for programs (nemo_vibethinker/costs/plan_json.py says what it holds)
   plan=layouts     compare the layouts of cluster.processes GPUs of the kind cluster.gpu, and run nothing
   run.name=NAME    folder of the run below run.root (default: <recipe>-<scale>-seed<seed>)
   run.root=PATH    default: runs

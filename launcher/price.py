@@ -1,12 +1,8 @@
 """The price of a run as text: the last part of `plan=true`."""
 
-import math
-
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.costs.forecast import StageForecast
-from nemo_vibethinker.costs.layouts import GPUS_PER_NODE
-from nemo_vibethinker.costs.memory import peak_memory, sampling_memory, training_rows
-from nemo_vibethinker.costs.run_plan import RunPlan, format_hours
+from nemo_vibethinker.costs.run_plan import RunPlan, dollars, format_hours, shape, stage_memory
 from nemo_vibethinker.metrics_log import STAGE_WIDTH
 from nemo_vibethinker.progress import format_duration
 
@@ -17,29 +13,6 @@ def render_price(config: Config, plan: RunPlan) -> str:
     figures = _figures(plan)
     parts = [figures, _table(config, plan, unit), _verdict(config, plan, unit)]
     return "\n\n".join(part for part in parts if part)
-
-
-def shape(config: Config, processes: int) -> tuple[int, int]:
-    """Nodes, and processes (GPUs) on each."""
-    if not config.cluster.gpu:
-        return 1, processes
-    nodes = math.ceil(processes / GPUS_PER_NODE)
-    return nodes, processes // nodes
-
-
-def stage_memory(config: Config) -> dict[str, int]:
-    """Stage -> bytes on the fullest process while it trains, or samples in the training process."""
-    on_gpu = bool(config.cluster.gpu)
-    trained = {
-        stage: peak_memory(config.scale, config.data.vocab_size, row, on_gpu=on_gpu).total
-        for stage, row in training_rows(config).items()
-    }
-    return sampling_memory(config) | trained
-
-
-def dollars(config: Config, plan: RunPlan, hours: float | None) -> float | None:
-    """What the hours cost; None for processes without GPUs."""
-    return hours * config.budget.dollars_per_gpu_hour if plan.device == "gpu" and hours is not None else None
 
 
 def _figures(plan: RunPlan) -> str:

@@ -26,8 +26,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from launcher import cli, costs, local, plan, plan_json
+    from launcher import cli, costs, local, plan
     from launcher.slurm import submission
+    from nemo_vibethinker.costs import plan_json
     from nemo_vibethinker.costs.memory import require_fit
     from nemo_vibethinker.costs.run_plan import plan_run, require_budget
 

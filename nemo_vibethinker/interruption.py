@@ -11,6 +11,8 @@ import time
 from types import FrameType
 
 SAVED = 75  # exit code (EX_TEMPFAIL of sysexits.h): stopped where it can go on; start the same command again
+OVER_BUDGET = 3  # exit code: saved like that, but not to be started again as it is
+RESUME = "the same command resumes"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SAME_REQUEST_S = 1.0  # a scheduler and torchrun may both hand on one signal; the second one is no second request
 
@@ -18,10 +20,11 @@ SAME_REQUEST_S = 1.0  # a scheduler and torchrun may both hand on one signal; th
 class Interrupted(BaseException):
     """The run stops here by request, with what is done saved. Not an error: `except Exception` lets it pass."""
 
-    def __init__(self, reason: str, exit_code: int = SAVED) -> None:
-        super().__init__(reason, exit_code)  # as arguments, so that it can be sent to other processes
+    def __init__(self, reason: str, exit_code: int = SAVED, advice: str = RESUME) -> None:
+        super().__init__(reason, exit_code, advice)  # as arguments, so that it can be sent to other processes
         self.reason = reason
         self.exit_code = exit_code
+        self.advice = advice
 
 
 _request: Interrupted | None = None
@@ -29,11 +32,11 @@ _requested_at = 0.0
 _polling = False  # the stage at work asks between its steps
 
 
-def request(reason: str, exit_code: int = SAVED) -> None:
+def request(reason: str, exit_code: int = SAVED, advice: str = RESUME) -> None:
     """Ask the run to stop after the step at work; the first request counts."""
     global _request, _requested_at
     if _request is None:
-        _request, _requested_at = Interrupted(reason, exit_code), time.monotonic()
+        _request, _requested_at = Interrupted(reason, exit_code, advice), time.monotonic()
 
 
 def poll() -> Interrupted | None:

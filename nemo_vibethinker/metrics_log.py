@@ -22,8 +22,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_vibethinker.budget_watch import BudgetWatch, Spending
 from nemo_vibethinker.config import STAGES
 from nemo_vibethinker.ledger import Ledger
+from nemo_vibethinker.process_memory import memory_fields
 from nemo_vibethinker.progress import format_duration
 from nemo_vibethinker.run_folder import append_json_line, read_json_lines
 
@@ -44,6 +46,7 @@ class MetricsLog:
         quiet: write, do not print.
         mirror: called with every line that was written, for the optional loggers.
         part: what of the stage, where several jobs share it.
+        watch: told of every step, adds what it has cost.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class MetricsLog:
         quiet: bool = False,
         mirror: Callable[[Mapping[str, Any]], None] | None = None,
         part: str = "",
+        watch: BudgetWatch | None = None,
     ) -> None:
         self.path = path
         self.stage = stage
@@ -64,26 +68,31 @@ class MetricsLog:
         self.quiet = quiet
         self.mirror = mirror
         self.part = part
+        self.watch = watch
         self._printed = -math.inf
         self._recent = deque([(time.monotonic(), start_step)], maxlen=RECENT_STEPS + 1)
 
     def log(self, step: int, **fields: Any) -> None:
         """Record the finished step `step` (from 1, increasing); values are JSON scalars."""
         assert step > self._recent[-1][1], f"{self.stage}: step {step} after step {self._recent[-1][1]}"
-        self._recent.append((time.monotonic(), step))
+        now = time.monotonic()
+        fields = {"seconds": round(now - self._recent[-1][0], 4)} | fields
+        self._recent.append((now, step))
         self.ledger.beat()
         if self.path is None:
             return
+        spent = self.watch.after_step(self._eta()) if self.watch else Spending(self.ledger.process_hours())
         head = {"time": round(time.time(), 3), "stage": self.stage, "attempt": self.ledger.attempt_number}
         head |= {"part": self.part} if self.part else {}
-        line = head | {"step": step, "total": self.total_steps} | fields
+        line = head | {"step": step, "total": self.total_steps} | fields | memory_fields() | spent.fields()
         append_json_line(self.path, line)
         if self.mirror:
             self.mirror(line)
-        if not self.quiet and self._due(step):
-            hours, device = self.ledger.process_hours(), self.ledger.device
-            text = format_line(step, self.total_steps, fields, self._eta(), hours=hours, device=device)
+        if not self.quiet and (spent.warning or self._due(step)):
+            text = format_line(step, self.total_steps, fields, self._eta(), spent=spent, device=self.ledger.device)
             print(f"{self.stage:<{STAGE_WIDTH}}  {text}", flush=True)
+        if spent.warning:
+            print(f"{self.stage:<{STAGE_WIDTH}}  {spent.warning}", flush=True)
 
     def event(self, step: int, event: str, text: str, **fields: Any) -> None:
         """Record and print what happened besides the figures of step `step`."""
@@ -141,7 +150,7 @@ def format_line(
     fields: Mapping[str, Any],
     eta_s: float | None,
     *,
-    hours: float | None = None,
+    spent: Spending | None = None,
     device: str = "cpu",
 ) -> str:
     """The console line of a step. Columns that the stage has no field for are left out.
@@ -151,8 +160,8 @@ def format_line(
         total: steps of the stage.
         fields: see the module's docstring.
         eta_s: seconds until the stage is done; None leaves the column out.
-        hours: process-hours of the run so far.
-        device: cpu | gpu, names the unit of `hours` and of the throughput.
+        spent: process-hours of the run so far, its budget and its forecast.
+        device: cpu | gpu, names the unit of the hours and of the throughput.
     """
     fields = {key: value for key, value in fields.items() if value is not None}
     progress = f"{100 * step // total}%" if total else ""
@@ -163,8 +172,8 @@ def format_line(
     columns.append(_pass_at_k(fields))
     columns += [_group(group, fields) for group in _REST]
     columns.append(_throughput(fields, "gpu" if device == "gpu" else "proc"))
-    if hours is not None:
-        columns.append(f"{_hours(hours)} {device.upper()}-h")
+    if spent is not None:
+        columns.append(_spending(spent, device))
     if eta_s is not None:
         columns.append(f"eta {format_duration(eta_s)}")
     return " | ".join(column for column in columns if column)
@@ -213,6 +222,13 @@ def _exponent(value: float, digits: int) -> str:
     text = f"{value:.{digits}e}"
     mantissa, found, exponent = text.partition("e")
     return (f"{mantissa}e{int(exponent)}" if found else text).rjust(digits + 4)
+
+
+def _spending(spent: Spending, device: str) -> str:
+    """`412/3,900 GPU-h, 3,652 in all`."""
+    budget = f"/{spent.budget:,.7g}" if spent.budget is not None else ""
+    whole = f", {_hours(spent.projected)} in all" if spent.projected is not None else ""
+    return f"{_hours(spent.hours)}{budget} {device.upper()}-h{whole}"
 
 
 def _hours(value: float) -> str:

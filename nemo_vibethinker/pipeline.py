@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from nemo_vibethinker import interruption
+from nemo_vibethinker.accounts import account
+from nemo_vibethinker.budget_watch import BudgetWatch, write_plan
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.data.readers.files import is_hub_name
 from nemo_vibethinker.evaluation.protocols import chosen_benchmarks
@@ -82,6 +84,7 @@ class StageContext:
     metrics_path: Path | None
     mirror: Callable[[Mapping[str, Any]], None] | None = None  # of every metrics line, for the optional loggers
     part: Part | None = None  # what of the stage to do; it has a result only when it is done as a whole
+    watch: BudgetWatch | None = None  # on the main rank
 
     def is_mine(self, index: int) -> bool:
         """Whether item `index` (from 0) of those that the stage tries one after the other is to be done here."""
@@ -94,9 +97,15 @@ class StageContext:
 
     def metrics_log(self, total_steps: int, start_step: int = 0) -> MetricsLog:
         """The metrics of this attempt; `start_step` is the step of the checkpoint it resumes from."""
-        part = str(self.part or "")
         return MetricsLog(
-            self.metrics_path, self.stage, total_steps, self.ledger, start_step, mirror=self.mirror, part=part
+            self.metrics_path,
+            self.stage,
+            total_steps,
+            self.ledger,
+            start_step,
+            mirror=self.mirror,
+            part=str(self.part or ""),
+            watch=self.watch,
         )
 
     def stop_requested(self) -> Interrupted | None:
@@ -292,6 +301,7 @@ class _Runner:
             self._set_up()
         device = "cpu" if functions is not None else _device()
         self._ledger = Ledger(run.path / "ledger.jsonl" if is_main() else None, world_size(), device)
+        self._watch = BudgetWatch(run.config, run.path, self._ledger) if is_main() else None
 
     def close(self) -> None:
         """End the optional loggers."""
@@ -314,7 +324,7 @@ class _Runner:
         """Run a stage; its manifest is written when every rank has finished."""
         outputs: dict[str, Artefact] = {}
         metrics: dict[str, Any] = {}
-        self._begin()
+        self._begin(stage)
         with self._ledger.attempt(stage):
             result = self._call(stage, inputs)
             self._barrier()
@@ -332,14 +342,16 @@ class _Runner:
 
     def run_part(self, stage: str, inputs: dict[str, Artefact], part: Part) -> None:
         """Do a part of a stage; what it leaves in the stage's folder is its result."""
-        self._begin()
+        self._begin(stage)
         with self._ledger.attempt(stage, str(part)):
             self._call(stage, inputs, part)
             self._barrier()
         if is_main():
             print(f"{stage:<{STAGE_WIDTH}}  part {part} done", flush=True)
 
-    def _begin(self) -> None:
+    def _begin(self, stage: str) -> None:
+        if self._watch:
+            self._watch.begin(stage)
         if request := _agreed(interruption.poll()):  # it came after the last step of the stage before
             raise request
         interruption.stop_polling()
@@ -357,6 +369,7 @@ class _Runner:
             metrics_path=self._run.path / "run.jsonl" if is_main() else None,
             mirror=self._mirror.log if self._mirror else None,
             part=part,
+            watch=self._watch,
         )
         function = self._functions[stage] if self._functions is not None else _load_stage(stage)
         paths = {name: Path(artefact.path) for name, artefact in inputs.items()}
@@ -422,6 +435,10 @@ def run_worker(run_dir: Path, only: str | None = None, part: Part | None = None,
             run.lock_stage(only, str(part or ""), wait_s)
         else:
             run.lock()
+    if is_main():
+        write_plan(run.config, run.path)
+        if "SLURM_JOB_ID" in os.environ:
+            account(run.path / "ledger.jsonl")
     run_stages(run, only, part=part, replicas=replicas)
     if is_main() and part is None and only in (None, run.config.stages[-1]):
         from nemo_vibethinker.report import write_report
@@ -488,7 +505,7 @@ def guarded(work: Callable[[], None]) -> int:
         work()
     except Interrupted as stop:
         if is_main():
-            print(f"{stop.reason}: what was done is saved; the same command resumes", file=sys.stderr, flush=True)
+            print(f"{stop.reason}: what was done is saved; {stop.advice}", file=sys.stderr, flush=True)
         return stop.exit_code
     except ValueError as error:
         if not _raised_here(error):

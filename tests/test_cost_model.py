@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from launcher import cli, run
-from launcher.plan_json import to_dict
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.costs.calibration import read_records
 from nemo_vibethinker.costs.flops import token_flops
 from nemo_vibethinker.costs.forecast import StageForecast, forecast
+from nemo_vibethinker.costs.plan_json import to_dict
 from nemo_vibethinker.costs.rates import StageRecord
 from nemo_vibethinker.costs.run_plan import format_hours, plan_run
 from nemo_vibethinker.costs.work import evaluated_models, probed_checkpoints, stage_work, token_bound

@@ -11,6 +11,7 @@ import pytest
 
 from nemo_vibethinker import ledger as ledger_module
 from nemo_vibethinker import metrics_log
+from nemo_vibethinker.budget_watch import Spending
 from nemo_vibethinker.ledger import Ledger, summarise, total
 from nemo_vibethinker.metrics_log import MetricsLog, format_line, read_metrics
 from nemo_vibethinker.progress import format_duration
@@ -153,15 +154,15 @@ SIGNAL_FIELDS = {
 
 
 def test_line_of_a_reinforcement_learning_step() -> None:
-    assert format_line(120, 580, SIGNAL_FIELDS, 250, hours=412, device="gpu") == (
+    assert format_line(120, 580, SIGNAL_FIELDS, 250, spent=Spending(412, 3900, 3652), device="gpu") == (
         "step 120/580 20% | reward .412 | pass@8 .63 | w_me .82 | len 9.8k trunc  3% | ent .41 | mkl 7e-4 | "
-        "gen 61% upd 27% sync  2% idle 10% |  1,930 tok/s/gpu mfu 31% | 412 GPU-h | eta 4m 10s"
+        "gen 61% upd 27% sync  2% idle 10% |  1,930 tok/s/gpu mfu 31% | 412/3,900 GPU-h, 3,652 in all | eta 4m 10s"
     )
 
 
 def test_line_of_a_supervised_step() -> None:
     fields = {"loss": 1.23456, "lr": 1e-3, "grad_norm": 0.98765, "tokens_per_second": 17000}
-    assert format_line(5, 300, fields, 3725, hours=0.021) == (
+    assert format_line(5, 300, fields, 3725, spent=Spending(0.021)) == (
         "step   5/300  1% | loss 1.2346 | lr 1.0e-3 | grad .988 | 17,000 tok/s/proc | 0.02 CPU-h | eta 1h 02m"
     )
 
@@ -224,7 +225,9 @@ def test_log_writes_and_prints_the_same_step(tmp_path: Path, capsys: pytest.Capt
     with ledger.attempt("sft"):
         MetricsLog(tmp_path / "m", "sft", 10, ledger).log(1, loss=2.0, rows=3)
     (line,) = read_metrics(tmp_path / "m")
-    assert {key: value for key, value in line.items() if key != "time"} == {
+    measured = {"time", "seconds", "spent_hours", "rss_gb"}
+    assert measured <= line.keys()
+    assert {key: value for key, value in line.items() if key not in measured} == {
         "stage": "sft", "attempt": 1, "step": 1, "total": 10, "loss": 2.0, "rows": 3,
     }  # fmt: skip
     assert capsys.readouterr().out.startswith("sft            step  1/10 10% | loss 2.0000 | 0.00 CPU-h | eta ")

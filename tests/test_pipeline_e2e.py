@@ -32,6 +32,12 @@ TIMES = {
     "sync_share",
     "idle_share",
     "host_memory_mb",
+    "seconds",
+    "generate_seconds",
+    "update_seconds",
+    "spent_hours",
+    "projected_hours",
+    "rss_gb",
 }
 ROLLOUT_FIELDS = {
     "reward",

@@ -29,22 +29,26 @@ def read_records(config: Config, besides: Path | None = None) -> list[StageRecor
     ledgers = sorted(Path(config.run.root).glob("*/ledger.jsonl"), key=lambda file: -file.stat().st_mtime)
     folders = [ledger.parent.resolve() for ledger in ledgers[:RUNS_READ]]
     others = [folder for folder in folders if besides is None or folder != besides.resolve()]
-    return [record for folder in others for record in run_records(config, folder)]
+    return [record for folder in others for record in _others_records(config, folder)]
 
 
-def run_records(config: Config, folder: Path) -> list[StageRecord]:
-    """Records of one run, also of its unfinished stages; none if it is not comparable or of another version."""
+def _others_records(config: Config, folder: Path) -> list[StageRecord]:
     try:
         run = RunFolder.load(folder)
-    except ValueError:
+    except ValueError:  # of another version
         return []
-    if not _same_machine_work(run.config, config):
-        return []
+    return run_records(config, run) if _same_machine_work(run.config, config) else []
+
+
+def run_records(config: Config, run: RunFolder) -> list[StageRecord]:
+    """Records of one comparable run, also of its unfinished stages."""
+    folder = run.path
     book = Book(folder / "ledger.jsonl").update()
     useful = {cost.stage: cost.useful_hours for cost in book.costs()}
     lines: dict[str, list[dict[str, Any]]] = {}
     for line in read_json_lines(folder / "run.jsonl"):
-        lines.setdefault(line["stage"], []).append(line)
+        if "event" not in line:
+            lines.setdefault(line["stage"], []).append(line)
     starts = {(a.stage, number): a.start for a, number in _numbered(book)}
     return [_record(config, run, stage, useful.get(stage), lines.get(stage, []), starts) for stage in run.config.stages]
 

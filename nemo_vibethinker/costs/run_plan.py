@@ -1,13 +1,18 @@
 """The forecast of a whole run against its budget: what is done, what was spent, what is to come."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.costs.calibration import read_records, run_records
 from nemo_vibethinker.costs.forecast import StageForecast, forecast
+from nemo_vibethinker.costs.layouts import GPUS_PER_NODE
+from nemo_vibethinker.costs.memory import peak_memory, sampling_memory, training_rows
+from nemo_vibethinker.costs.rates import StageRecord
 from nemo_vibethinker.ledger import Book, StageCost
+from nemo_vibethinker.run_folder import RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +47,9 @@ class RunPlan:
         """Stages to run."""
         return [stage for stage in self.stages if stage not in self.done]
 
-    def to_come(self, end: str = "hours") -> float:
-        """Hours of the stages to run, less what is done of them; `end`: hours, low or high."""
-        return sum(self._left(stage, end) for stage in self.pending)
+    def to_come(self, end: str = "hours", besides: str = "") -> float:
+        """Hours of the stages to run but for one, less what is done of them; `end`: hours, low or high."""
+        return sum(self._left(stage, end) for stage in self.pending if stage != besides)
 
     def seconds(self, end: str = "hours") -> float:
         """Wall time of what is to come, one stage after the other."""
@@ -64,18 +69,25 @@ class RunPlan:
         return bool(self.pending) and (self.total() > self.budget_hours or self.spent_hours >= self.budget_hours)
 
 
-def plan_run(config: Config, folder: Path) -> RunPlan:
+def plan_run(config: Config, folder: Path, others: Sequence[StageRecord] | None = None) -> RunPlan:
     """The plan of a run that has not begun, or goes on in its folder; by the records of the run itself and of others.
 
     Finished is a stage that has a manifest; its outputs are not looked at.
+
+    Args:
+        config: of the run.
+        folder: its folder.
+        others: records of other runs; None: read those below `run.root`.
     """
     begun = folder.is_dir()
-    own = run_records(config, folder) if begun else []
+    own = run_records(config, RunFolder(folder, config)) if begun else []
+    if others is None:
+        others = read_records(config, besides=folder if begun else None)
     costs = Book(folder / "ledger.jsonl").update().costs()
     stages = {stage: folder / "stages" / f"{index:02d}-{stage}" for index, stage in enumerate(config.stages)}
     return RunPlan(
         device="gpu" if config.cluster.gpu else "cpu",
-        stages=forecast(config, [*own, *read_records(config, besides=folder if begun else None)]),
+        stages=forecast(config, [*own, *others]),
         done=frozenset(stage for stage, path in stages.items() if (path / "manifest.json").is_file()),
         costs={cost.stage: cost for cost in costs},
         budget_hours=config.budget.gpu_hours,
@@ -97,6 +109,29 @@ def require_budget(plan: RunPlan, on_exceed: str) -> None:
         f"{format_hours(plan.to_come())} to come); plan=true shows where, budget.gpu_hours={_above(plan.total())} or "
         "budget.on_exceed=warn lets it run"
     )
+
+
+def shape(config: Config, processes: int) -> tuple[int, int]:
+    """Nodes, and processes (GPUs) on each."""
+    if not config.cluster.gpu:
+        return 1, processes
+    nodes = math.ceil(processes / GPUS_PER_NODE)
+    return nodes, processes // nodes
+
+
+def stage_memory(config: Config) -> dict[str, int]:
+    """Stage -> bytes on the fullest process while it trains, or samples in the training process."""
+    on_gpu = bool(config.cluster.gpu)
+    trained = {
+        stage: peak_memory(config.scale, config.data.vocab_size, row, on_gpu=on_gpu).total
+        for stage, row in training_rows(config).items()
+    }
+    return sampling_memory(config) | trained
+
+
+def dollars(config: Config, plan: RunPlan, hours: float | None) -> float | None:
+    """What the hours cost; None for processes without GPUs."""
+    return hours * config.budget.dollars_per_gpu_hour if plan.device == "gpu" and hours is not None else None
 
 
 def _above(hours: float) -> str:

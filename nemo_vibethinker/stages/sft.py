@@ -64,8 +64,9 @@ def _train(
         result = train_step(ddp, optimizer, batches, sft_loss)
         if not result.applied:
             raise RuntimeError(f"SFT step {step}: the gradient is not finite; lower sft.optimizer.lr")
-        speed = result.statistics["tokens"] / (time.monotonic() - began) / config.world_size
-        log.log(step, loss=result.loss, lr=lr, grad_norm=result.grad_norm, tokens_per_second=speed)
+        tokens, seconds = result.statistics["tokens"], time.monotonic() - began
+        speed = {"tokens_per_second": tokens / seconds / config.world_size, "tokens_trained": tokens}
+        log.log(step, loss=result.loss, lr=lr, grad_norm=result.grad_norm, **speed, update_seconds=seconds)
         stop = context.stop_requested()
         kept = step % config.sft.checkpoint_interval == 0 or step == config.sft.steps
         if kept or stop:

@@ -27,10 +27,9 @@
 import json
 from typing import Any
 
-from launcher.price import dollars, shape, stage_memory
 from nemo_vibethinker.config import Config
 from nemo_vibethinker.costs.forecast import StageForecast
-from nemo_vibethinker.costs.run_plan import RunPlan
+from nemo_vibethinker.costs.run_plan import RunPlan, dollars, shape, stage_memory
 
 SCHEMA = 1
 
