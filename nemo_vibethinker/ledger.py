@@ -187,6 +187,8 @@ class Ledger:
             raise
         finally:
             self._append("end", status=status)
+            self._id = ""
+            self._refresh()
 
     def beat(self) -> None:
         """Note that the attempt is alive; cheap enough for every step, written every few seconds."""
@@ -201,7 +203,8 @@ class Ledger:
         """Hours times processes that the run has cost so far, all stages and attempts, other jobs' too."""
         if time.time() - self._refreshed >= REFRESH_INTERVAL_S:
             self._refresh()
-        return self._other_hours + (time.time() - self._started) * self.processes / 3600
+        own = (time.time() - self._started) * self.processes / 3600 if self._id else 0.0
+        return self._other_hours + own
 
     def _refresh(self) -> None:
         self._refreshed = time.time()

@@ -84,7 +84,7 @@ class MetricsLog:
         spent = self.watch.after_step(self._eta()) if self.watch else Spending(self.ledger.process_hours())
         head = {"time": round(time.time(), 3), "stage": self.stage, "attempt": self.ledger.attempt_number}
         head |= {"part": self.part} if self.part else {}
-        line = head | {"step": step, "total": self.total_steps} | fields | memory_fields() | spent.fields()
+        line = head | {"step": step, "total": self.total_steps} | memory_fields() | fields | spent.fields()
         append_json_line(self.path, line)
         if self.mirror:
             self.mirror(line)

@@ -8,9 +8,9 @@ _STATM = Path("/proc/self/statm")
 
 
 def memory_fields() -> dict[str, float]:
-    """`rss_gb`, resident on the host, and `gpu_gb`, the most that torch has held on the GPU; each 10^9 bytes."""
-    found = {"rss_gb": rss_bytes() / 1e9, "gpu_gb": peak_gpu_bytes() / 1e9}
-    return {name: round(value, 3) for name, value in found.items() if value}
+    """`host_memory_mb`, resident, and `gpu_memory_mb`, the most that torch has held on the GPU; each 10^6 bytes."""
+    found = {"host_memory_mb": rss_bytes() / 1e6, "gpu_memory_mb": peak_gpu_bytes() / 1e6}
+    return {name: round(value, 1) for name, value in found.items() if value}
 
 
 def rss_bytes() -> int:

@@ -170,7 +170,7 @@ def test_speeds_are_read_from_the_lines_of_a_run() -> None:
     earlier = parse("recipe=ssp_full", "run.name=earlier", "stages=prepare,sft,mgpo.math_16k")
     update = {"seconds": 10.0, "tokens_trained": 1000.0, "update_seconds": 8.0}
     lines = [step("sft", number, 15.0 + 10 * number, **update) for number in (1, 2, 3)]
-    sampled = {"tokens_generated": 960.0, "generate_seconds": 6.0, "responses": 20, "seconds": 10.0}
+    sampled = {"tokens_generated": 960.0, "generate_seconds": 6.0, "response_length": 48.0, "seconds": 10.0}
     training = {"tokens_trained": 960.0, "update_seconds": 2.0}
     lines += [step("mgpo.math_16k", number, 100.0 + 10 * number, **sampled, **training) for number in (1, 2, 3)]
     write_run(earlier, lines, ("sft", 11.0, 61.0))

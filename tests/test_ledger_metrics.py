@@ -225,7 +225,7 @@ def test_log_writes_and_prints_the_same_step(tmp_path: Path, capsys: pytest.Capt
     with ledger.attempt("sft"):
         MetricsLog(tmp_path / "m", "sft", 10, ledger).log(1, loss=2.0, rows=3)
     (line,) = read_metrics(tmp_path / "m")
-    measured = {"time", "seconds", "spent_hours", "rss_gb"}
+    measured = {"time", "seconds", "spent_hours", "host_memory_mb"}
     assert measured <= line.keys()
     assert {key: value for key, value in line.items() if key not in measured} == {
         "stage": "sft", "attempt": 1, "step": 1, "total": 10, "loss": 2.0, "rows": 3,

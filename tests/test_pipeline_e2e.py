@@ -31,13 +31,12 @@ TIMES = {
     "update_share",
     "sync_share",
     "idle_share",
-    "host_memory_mb",
     "seconds",
     "generate_seconds",
     "update_seconds",
     "spent_hours",
     "projected_hours",
-    "rss_gb",
+    "host_memory_mb",
 }
 ROLLOUT_FIELDS = {
     "reward",

@@ -99,8 +99,8 @@ def measures(
     Args:
         config: of the run that wrote the lines.
         stage: their stage.
-        lines: of `run.jsonl`, with the fields `seconds`, `tokens_generated`, `generate_seconds`, `responses`,
-            `tokens_trained` and `update_seconds` where the stage has them.
+        lines: of `run.jsonl`, with the fields `seconds`, `tokens_generated`, `response_length`,
+            `generate_seconds`, `tokens_trained` and `update_seconds` where the stage has them.
         starts: (stage, number of the attempt) -> when it started.
     """
 
@@ -111,7 +111,8 @@ def measures(
         return count / seconds / config.world_size if count and seconds else None
 
     sampled, trained = total("tokens_generated"), total("tokens_trained")
-    responses, seconds = total("responses"), total("seconds")
+    responses = sum(line["tokens_generated"] / line["response_length"] for line in lines if line.get("response_length"))
+    seconds = total("seconds")
     work = stage_work(config, stage, config.budget.response_share)
     share = sampled / responses / work.window if responses and work.window else None
     segment = work.segment if share is None else share * work.window

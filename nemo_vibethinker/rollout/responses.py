@@ -108,6 +108,16 @@ class Sampler:
         return once_per_replica(lambda: self.grader.grade(records, texts))
 
 
+def sampling_metrics(groups: Sequence[Group], generate_seconds: float) -> dict[str, float]:
+    """What the groups of all ranks cost to sample, as fields of a metrics line."""
+    lengths = [len(response.sample.tokens) for group in groups for response in group.responses]
+    return {
+        "tokens_generated": sum(lengths),
+        "response_length": sum(lengths) / max(1, len(lengths)),
+        "generate_seconds": round(generate_seconds, 4),
+    }
+
+
 def check_groups(groups: Sequence[Group], limit: float) -> None:
     """`check_ungraded` over the responses of these groups."""
     verdicts = [response.verdict for group in groups for response in group.responses]

@@ -95,9 +95,10 @@ class StepTimer:
         self._update = seconds
 
     def metrics(self, tokens: float, processes: int) -> dict[str, float]:
-        """Shares in 0 to 1, and tokens per second and process."""
+        """Shares in 0 to 1, tokens per second and process; and the tokens and seconds they come from."""
         total = time.monotonic() - self._began
-        generate = (self._sampler.generate_seconds - self._generated) / total
+        generate_seconds = self._sampler.generate_seconds - self._generated
+        generate = generate_seconds / total
         grade = (self._sampler.grade_seconds - self._graded) / total
         sync = (self._sampler.sync_seconds - self._synced) / total
         update_share = self._update / total
@@ -108,4 +109,7 @@ class StepTimer:
             "sync_share": sync,
             "idle_share": max(0.0, 1 - generate - grade - update_share - sync),
             "tokens_per_second": tokens / total / processes,
+            "tokens_generated": round(tokens),
+            "generate_seconds": round(generate_seconds, 4),
+            "update_seconds": round(self._update, 4),
         }

@@ -26,7 +26,7 @@ from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.model.hf_folder import HfFolder, check_model_config, local_folder
 from nemo_vibethinker.model.qwen2 import build_chunks
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
-from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups
+from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups, sampling_metrics
 from nemo_vibethinker.run_folder import hash_path
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
 from nemo_vibethinker.stages.evaluate_benchmarks import BenchmarkPlan, BenchmarkRun, kept_responses, plan_benchmarks
@@ -80,9 +80,9 @@ def _held_out_scores(
         path, labels = list(checkpoints.items())[index]
         load_model(sampler.engine.chunks, path)
         sampler.sync(labels[0])
-        found = _evaluate(config, sampler, records, labels, folder, context)
+        found, cost = _evaluate(config, sampler, records, labels, folder, context)
         context.ledger.saved()
-        log.log(index + 1, checkpoint=labels[0], **_headline(found))
+        log.log(index + 1, checkpoint=labels[0], **_headline(found), **cost)
     for labels in checkpoints.values() if context.part is None else ():
         text = _scores_path(folder, labels).read_text() if context.is_main else None
         scores += scores_from_json(broadcast_object(text))
@@ -137,7 +137,8 @@ def _scores_path(folder: Path, labels: list[str]) -> Path:
 
 def _evaluate(
     config: Config, sampler: Sampler, records: list[Record], labels: list[str], folder: Path, context: StageContext
-) -> list[Score]:
+) -> tuple[list[Score], dict[str, float]]:
+    before = sampler.generate_seconds
     groups = sampler.sample_all(records, config.evaluate.samples, config.evaluate.sampling, "evaluate")
     check_groups(groups, config.reward.max_ungraded_share)
     problems = [problem_samples(group) for group in groups]
@@ -147,7 +148,7 @@ def _evaluate(
     if context.is_main:
         atomic_write_text(folder / f"samples_{labels[0]}.jsonl", "".join(_sample_lines(groups)))
         atomic_write_text(_scores_path(folder, labels), scores_to_json(scores))
-    return scores
+    return scores, sampling_metrics(groups, sampler.generate_seconds - before)
 
 
 def problem_samples(group: Group) -> ProblemSamples:

@@ -9,7 +9,7 @@ from nemo_vibethinker.data.records import Record, read_jsonl
 from nemo_vibethinker.megatron.checkpoint import load_model
 from nemo_vibethinker.megatron.distributed import broadcast_object
 from nemo_vibethinker.pipeline import StageContext, StageResult, stage_main
-from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups
+from nemo_vibethinker.rollout.responses import Group, Sampler, check_groups, sampling_metrics
 from nemo_vibethinker.spectrum.pass_at_k import estimate_pass_at_k
 from nemo_vibethinker.spectrum.selection import ProbeTable, select_specialists
 from nemo_vibethinker.stages.common import build_run_model, load_tokenizer, make_grader, make_sampler
@@ -38,12 +38,13 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
             step = steps[index]
             load_model(chunks, checkpoint_folder(inputs["sft_checkpoints"], step))
             sampler.sync(f"sft step {step}")
-            found = _probe(config, sampler, records)
+            found, cost = _probe(config, sampler, records)
             if context.is_main:
                 atomic_write_text(_counts_path(folder, step), json.dumps(found))
             context.ledger.saved()
             mean = {domain: sum(rights) / len(rights) / config.probe.samples for domain, rights in found.items()}
-            log.log(index + 1, checkpoint=step, pass_at_1=sum(mean.values()) / len(mean), **_by_domain(mean))
+            pass_at_1 = sum(mean.values()) / len(mean)
+            log.log(index + 1, checkpoint=step, pass_at_1=pass_at_1, **_by_domain(mean), **cost)
     if context.part:
         return StageResult(outputs={}, metrics={})
     counts: dict[int, Counts] = {
@@ -88,13 +89,14 @@ def probed_steps(config: Config, checkpoints: Path) -> list[int]:
     return [step for step in steps if step >= config.sft.first_checkpoint]
 
 
-def _probe(config: Config, sampler: Sampler, records: list[Record]) -> Counts:
+def _probe(config: Config, sampler: Sampler, records: list[Record]) -> tuple[Counts, dict[str, float]]:
+    before = sampler.generate_seconds
     groups = sampler.sample_all(records, config.probe.samples, config.probe.sampling, "probe")
     check_groups(groups, config.reward.max_ungraded_share)
     counts: Counts = {}
     for group in groups:
         counts.setdefault(group.record.domain, []).append(_num_right(group))
-    return counts
+    return counts, sampling_metrics(groups, sampler.generate_seconds - before)
 
 
 def _num_right(group: Group) -> int:
