@@ -314,7 +314,7 @@ def test_kill_9_loses_one_save_interval_and_the_ledger_counts_it(slow) -> None:
     assert [(line["step"], line["attempt"]) for line in lines] == [(s, 1 if s <= 6 else 2) for s in range(1, 11)]
     cost = {cost.stage: cost for cost in summarise(run.path / "ledger.jsonl")}["sft"]
     assert cost.attempts == 2
-    assert died.useful_hours * 3600 == pytest.approx(6 * 0.02, abs=0.08)
+    assert 6 * 0.02 <= died.useful_hours * 3600 < died.seconds
     assert cost.useful_hours > died.useful_hours > 0
     assert cost.lost_hours == died.lost_hours
 
