@@ -50,14 +50,16 @@ def _number(name: str, value: float) -> str:
 def _table(config: Config, plan: RunPlan, unit: str) -> str:
     is_gpu = plan.device == "gpu"
     memory = stage_memory(config)
-    head = f"   {'price':<{STAGE_WIDTH}}  state   {'nodes x GPUs' if is_gpu else 'processes':>12} x {'hours':>7} = "
+    head = (
+        f"   {'price':<{STAGE_WIDTH}}  state   {'jobs x nodes x GPUs' if is_gpu else 'processes':>19} x {'hours':>7} = "
+    )
     head += f"{unit:>13}  {'interval':>17}{'  dollars' if is_gpu else ''}  {'steps':>6}  sampled  trained     memory"
     lines = [head.rstrip()]
     for index, (stage, found) in enumerate(plan.stages.items()):
         lines.append(f"{index:02d} {_row(config, plan, stage, found, memory.get(stage))}".rstrip())
     low, high = (format_hours(plan.total(end)) for end in ("low", "high"))
     money = dollars(config, plan, plan.total())
-    total = f"   {'total':<{STAGE_WIDTH}}  {'':6}  {'':>12}   {'':>7}   {format_hours(plan.total()):>13}"
+    total = f"   {'total':<{STAGE_WIDTH}}  {'':6}  {'':>19}   {'':>7}   {format_hours(plan.total()):>13}"
     lines.append(f"{total}  {f'{low} to {high}':>17}{f'  {money:>7,.0f}' if money is not None else ''}")
     return "\n".join(lines)
 
@@ -69,11 +71,12 @@ def _row(config: Config, plan: RunPlan, stage: str, found: StageForecast, memory
     hours = paid if done else found.hours
     nodes, each = shape(config, found.processes)
     machines = f"{nodes} x {each}" if is_gpu else str(found.processes)
-    wall = f"{hours / found.processes:.2f}" if hours is not None else "?"
+    machines = f"{found.jobs} x {machines}" if found.jobs > 1 else machines
+    wall = f"{hours / found.processes / found.jobs:.2f}" if hours is not None else "?"
     interval = "paid" if done else _interval(found)
     money = dollars(config, plan, hours)
     columns = [
-        f"{stage:<{STAGE_WIDTH}}  {'done' if done else 'to run':<6}  {machines:>12} x {wall:>7} = ",
+        f"{stage:<{STAGE_WIDTH}}  {'done' if done else 'to run':<6}  {machines:>19} x {wall:>7} = ",
         f"{format_hours(hours) if hours is not None else '?':>13}  {interval:>17}",
         f"  {'?' if money is None else f'{money:,.0f}':>7}" if is_gpu else "",
         f"  {found.work.steps or '':>6}  {_tokens(found.sampled_tokens):>7}  {_tokens(found.work.trained_tokens):>7}",

@@ -108,6 +108,18 @@ def test_the_paper_scale_fits_the_budget_of_the_paper() -> None:
         assert plan.total("low") < plan.total() < plan.total("high")
 
 
+def test_on_slurm_only_training_takes_all_nodes() -> None:
+    found = forecast(parse("recipe=ssp_full", "scale=vibethinker_1p5b", "cluster=slurm_h800"))
+    shapes = {stage: (one.processes, one.jobs, one.side_by_side) for stage, one in found.items()}
+    assert shapes["sft"] == shapes["mgpo.code"] == (64, 1, 1)
+    assert (shapes["probe"], shapes["evaluate"], shapes["fuse"]) == ((8, 11, 4), (8, 9, 4), (8, 1, 1))
+    probe, everywhere = found["probe"], paper()["probe"]
+    assert probe.phases["sample"] == pytest.approx(everywhere.phases["sample"])  # as many GPU-hours
+    assert probe.phases["start"] == pytest.approx(8 * 11 * (180 + 60) / 3600)  # every job starts for itself
+    assert probe.hours
+    assert probe.seconds == pytest.approx(probe.hours * 3600 / 8 / 4)
+
+
 def test_an_unknown_gpu_gives_no_hours_of_training() -> None:
     found = forecast(parse(*PAPER[:2], "cluster.gpu=H100", "cluster.processes=64"))
     assert found["sft"].hours is None
@@ -228,8 +240,9 @@ def test_plan_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     assert (plan["device"], plan["nodes"], plan["processes_per_node"], plan["processes"]) == ("gpu", 8, 8, 64)
     for stage in plan["stages"]:
         assert set(stage) == {
-            "stage", "state", "nodes", "processes_per_node", "hours", "low", "high", "paid_hours", "dollars", "seconds",
-            "steps", "sampled_tokens", "trained_tokens", "memory_bytes", "phases", "figures", "note",
+            "stage", "state", "nodes", "processes_per_node", "jobs", "jobs_at_once", "hours", "low", "high",
+            "paid_hours", "dollars", "seconds", "steps", "sampled_tokens", "trained_tokens", "memory_bytes",
+            "phases", "figures", "note",
         }  # fmt: skip
         assert stage["hours"] == pytest.approx(sum(stage["phases"].values()))
         assert stage["dollars"] == pytest.approx(2 * stage["hours"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_vibethinker.config import MATH_DOMAINS, Config
-from nemo_vibethinker.costs.work import probed_checkpoints
+from nemo_vibethinker.costs.work import probed_checkpoints, smallest_whole_nodes
 
 PREFLIGHT = "preflight"
 TRAINING = ("sft", "mgpo")  # stages that use all nodes; the others, but for benchmarks, one copy of the model
@@ -84,14 +84,6 @@ def _job(config: Config, stage: str, after: tuple[str, ...], training: bool, par
         replicas=nodes * cluster.gpus_per_node // model_ranks,
         parts=parts,
     )
-
-
-def smallest_whole_nodes(model_ranks: int, gpus_per_node: int) -> int:
-    """The fewest nodes whose GPUs are a multiple of those that hold one copy of the model."""
-    nodes = 1
-    while nodes * gpus_per_node % model_ranks:
-        nodes += 1
-    return nodes
 
 
 def python_command(config: Config, job: Job, run_dir: Path) -> str:

@@ -10,12 +10,13 @@ from nemo_vibethinker.costs.gpus import find_gpu
 from nemo_vibethinker.costs.layouts import step_seconds
 from nemo_vibethinker.costs.memory import Row, training_rows
 from nemo_vibethinker.costs.rates import Figure, StageRecord, stage_rates
-from nemo_vibethinker.costs.work import Work, stage_work
+from nemo_vibethinker.costs.work import Work, stage_processes, stage_work
 
 # Half-widths of the interval, as factors. Published speeds of 1.5B to 8B models differ by the first: 1,600 to 3,000
 # tokens/s/GPU of rollouts, 24 to 40% of the peak in training. The others are assumed.
 ASSUMED_SPREAD, RATES_SPREAD, STAGE_SPREAD = 1.4, 1.25, 1.15
 PHASES = ("start", "sample", "train", "wait", "move")
+ARRAYS = ("probe", "evaluate")  # on Slurm a job for each model
 SPEEDS = ("generate_tokens_per_second", "train_flops_per_second")
 
 Rates = Mapping[str, Figure]
@@ -31,6 +32,7 @@ class StageForecast:
         processes: GPUs where there are some.
         work: what it does.
         response_share: mean length of a response over the window.
+        jobs: that the work is dealt out to, of so many processes each; `side_by_side` at a time.
         hours: process-hours; None: nothing is known of its speed. `low` and `high` bound them.
         phases: phase of `PHASES` -> process-hours; empty where the whole stage was measured.
         figures: name -> what the hours rest on.
@@ -41,6 +43,8 @@ class StageForecast:
     processes: int
     work: Work
     response_share: float
+    jobs: int = 1
+    side_by_side: int = 1
     hours: float | None = None
     spread: float = ASSUMED_SPREAD
     phases: Mapping[str, float] = field(default_factory=dict)
@@ -60,7 +64,7 @@ class StageForecast:
     @property
     def seconds(self) -> float | None:
         """Wall time."""
-        return None if self.hours is None else self.hours * 3600 / self.processes
+        return None if self.hours is None else self.hours * 3600 / (self.processes * self.side_by_side)
 
     @property
     def sampled_tokens(self) -> float:
@@ -77,11 +81,15 @@ def forecast_stage(config: Config, stage: str, records: list[StageRecord]) -> St
     """One stage: as a finished one of an earlier run, scaled by the tokens; else by speeds."""
     rates = stage_rates(config, stage, records)
     share = rates["response_share"].value
+    work = stage_work(config, stage, share)
+    jobs = work.models if stage in ARRAYS and config.cluster.scheduler == "slurm" else 1
     blank = StageForecast(
         stage=stage,
-        processes=1 if stage == "prepare" else config.world_size,
-        work=stage_work(config, stage, share),
+        processes=stage_processes(config, stage),
+        work=work,
         response_share=share,
+        jobs=jobs,
+        side_by_side=min(jobs, config.cluster.tasks_at_once),
     )
     return _as_before(blank, records) or _by_speeds(config, blank, rates)
 
@@ -110,7 +118,7 @@ def _by_speeds(config: Config, blank: StageForecast, rates: Rates) -> StageForec
     if no_gpu and (blank.stage == "prepare" or not rates["startup_seconds"].is_measured):
         return replace(blank, unknown="nothing has measured it")
     seconds = {
-        "start": _start_seconds(config, blank.work, rates),
+        "start": _start_seconds(config, blank, rates),
         "sample": _sample_seconds(blank, rates),
         "train": _train_seconds(config, blank, rates),
         "move": (blank.work.moved_bytes / (config.budget.checkpoint_gb_per_second * 1e9), {}),
@@ -134,10 +142,12 @@ def _by_speeds(config: Config, blank: StageForecast, rates: Rates) -> StageForec
     )
 
 
-def _start_seconds(config: Config, work: Work, rates: Rates) -> Timed:
-    engines = work.models if work.responses and config.cluster.gpu else 0
+def _start_seconds(config: Config, blank: StageForecast, rates: Rates) -> Timed:
+    """Of all jobs of the stage, one after the other."""
+    engines = blank.work.models if blank.work.responses and config.cluster.gpu else 0
     startup = rates["startup_seconds"]
-    return startup.value + engines * config.budget.engine_startup_seconds, {"startup_seconds": startup}
+    seconds = blank.jobs * startup.value + engines * config.budget.engine_startup_seconds
+    return seconds, {"startup_seconds": startup}
 
 
 def _sample_seconds(blank: StageForecast, rates: Rates) -> Timed | None:

@@ -13,7 +13,7 @@
   "unknown": [stages to run without a figure; not in the total],
   "stages": [{
     "stage", "state": "done" | "to run",
-    "nodes", "processes_per_node",
+    "nodes", "processes_per_node", "jobs", "jobs_at_once": of each job; how many there are, and side by side,
     "hours", "low", "high": forecast of the whole stage, null where unknown,   "paid_hours",
     "dollars": null without GPUs,   "seconds": wall time, null where unknown,
     "steps", "sampled_tokens", "trained_tokens", "memory_bytes": on the fullest process, null where no model works,
@@ -77,6 +77,8 @@ def _stage(config: Config, plan: RunPlan, found: StageForecast, memory: int | No
         "state": "done" if found.stage in plan.done else "to run",
         "nodes": nodes,
         "processes_per_node": each,
+        "jobs": found.jobs,
+        "jobs_at_once": found.side_by_side,
         "hours": found.hours,
         "low": found.low,
         "high": found.high,

@@ -53,7 +53,8 @@ class RunPlan:
 
     def seconds(self, end: str = "hours") -> float:
         """Wall time of what is to come, one stage after the other."""
-        return sum(self._left(stage, end) * 3600 / self.stages[stage].processes for stage in self.pending)
+        at_once = {stage: found.processes * found.side_by_side for stage, found in self.stages.items()}
+        return sum(self._left(stage, end) * 3600 / at_once[stage] for stage in self.pending)
 
     def _left(self, stage: str, end: str) -> float:
         done = self.costs[stage].useful_hours if stage in self.costs else 0.0
@@ -115,7 +116,8 @@ def shape(config: Config, processes: int) -> tuple[int, int]:
     """Nodes, and processes (GPUs) on each."""
     if not config.cluster.gpu:
         return 1, processes
-    nodes = math.ceil(processes / GPUS_PER_NODE)
+    on_slurm = config.cluster.scheduler == "slurm"
+    nodes = math.ceil(processes / (config.cluster.gpus_per_node if on_slurm else GPUS_PER_NODE))
     return nodes, processes // nodes
 
 

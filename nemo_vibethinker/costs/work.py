@@ -120,6 +120,25 @@ def _mgpo_work(config: Config, name: str, response_share: float) -> Work:
     )
 
 
+def stage_processes(config: Config, stage: str) -> int:
+    """Processes (GPUs) of a stage's job: on Slurm training takes all nodes, others what one model needs."""
+    if stage == "prepare":
+        return 1
+    cluster, parallel = config.cluster, config.scale.parallel
+    if cluster.scheduler == "none" or stage == "sft" or stage.startswith("mgpo."):
+        return config.world_size
+    each = cluster.gpus_per_node
+    return each * smallest_whole_nodes(parallel.tensor * parallel.pipeline * parallel.context, each)
+
+
+def smallest_whole_nodes(model_ranks: int, gpus_per_node: int) -> int:
+    """The fewest nodes whose GPUs are a multiple of those that hold one copy of the model."""
+    nodes = 1
+    while nodes * gpus_per_node % model_ranks:
+        nodes += 1
+    return nodes
+
+
 def kept_steps(config: Config) -> set[int]:
     """Steps of the supervised stage whose model is kept: every `checkpoint_interval`, and the last."""
     sft = config.sft
