@@ -57,6 +57,8 @@ def _table(config: Config, plan: RunPlan, unit: str) -> str:
     lines = [head.rstrip()]
     for index, (stage, found) in enumerate(plan.stages.items()):
         lines.append(f"{index:02d} {_row(config, plan, stage, found, memory.get(stage))}".rstrip())
+    if len(plan.unknown) == len(plan.stages):
+        return "\n".join(lines)
     low, high = (format_hours(plan.total(end)) for end in ("low", "high"))
     money = dollars(config, plan, plan.total())
     total = f"   {'total':<{STAGE_WIDTH}}  {'':6}  {'':>19}   {'':>7}   {format_hours(plan.total()):>13}"
@@ -103,7 +105,8 @@ def _verdict(config: Config, plan: RunPlan, unit: str) -> str:
     if not plan.pending:
         return f"nothing is left to run; {format_hours(plan.spent_hours)} {unit} were paid"
     budget = f"budget.gpu_hours={plan.budget_hours:,g}"
-    lines = [f"{_sentence(config, plan, unit, budget)}; {_wall(plan)}"]
+    nothing = len(plan.unknown) == len(plan.pending)
+    lines = [_sentence(config, plan, unit, budget) + ("" if nothing else f"; {_wall(plan)}")]
     if plan.unknown:
         lines.append(f"unmeasured, and not in the total: {', '.join(plan.unknown)}{_hint(config)}")
     if plan.exceeds and config.budget.on_exceed == "stop":
