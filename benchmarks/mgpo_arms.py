@@ -78,7 +78,7 @@ def ours(task: dict[str, Any], socket: str) -> None:
             texts = words.batch_decode([sample.tokens for sample in samples])
             record = Record(id=f"{step}-{number}", domain="algebra", prompt="", answer="1")
             groups.append(Group(record, prompt, [respond(s, t) for s, t in zip(samples, texts, strict=True)]))
-        rollout = loop.Rollout(groups, [loop.group_samples(group, stage) for group in groups])
+        rollout = loop.weigh(groups, [rank + size * number for number in range(len(groups))], stage)
         graded = time.perf_counter()
         loop.update(ddp, optimizer, rollout, stage, step)
         done = time.perf_counter()

@@ -162,7 +162,7 @@ def _layer(scale: ScaleConfig) -> float:
     rope = 4 * size * model.kv_channels  # sine and cosine, of query and of key
     # The rotated query and key; the values are a view of the whole product, which therefore stays.
     qkv = size * (query + key_value + (query + 2 * key_value))
-    swiglu = size * 5 * model.ffn_hidden_size  # gate and up, silu(gate), a copy of up, their product
+    swiglu = size * 4 * model.ffn_hidden_size  # gate and up, silu(gate), their product
     return 2 * _norm(scale) + rope + (qkv + qk_norm + size * query + swiglu) / scale.parallel.tensor
 
 

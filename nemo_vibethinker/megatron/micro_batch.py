@@ -14,6 +14,17 @@ from nemo_vibethinker.config import fp8_multiple
 
 
 @dataclass
+class PackedRow(PackedSeqParams):
+    """Megatron's boundaries of the samples of a row, and what its layers share.
+
+    Attributes:
+        rotation: cosine and sine of RoPE at each position, [T, 1, D] each; set by the first layer that needs them.
+    """
+
+    rotation: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass
 class MicroBatch:
     """Samples packed one behind the other into a single row.
 
@@ -39,7 +50,7 @@ class MicroBatch:
         lengths = torch.tensor([0, *self.lengths], dtype=torch.int32, device=self.tokens.device)
         boundaries = lengths.cumsum(0, dtype=torch.int32)
         longest = max(self.lengths)
-        return PackedSeqParams(
+        return PackedRow(
             qkv_format="thd",
             cu_seqlens_q=boundaries,
             cu_seqlens_kv=boundaries,

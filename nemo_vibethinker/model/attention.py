@@ -1,5 +1,7 @@
 """Attention and normalisation modules of the local layer spec (no Transformer Engine)."""
 
+from typing import Any
+
 import torch
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
@@ -7,13 +9,15 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from nemo_vibethinker.megatron.distributed import context_parallel_group
-from nemo_vibethinker.megatron.micro_batch import context_positions
+from nemo_vibethinker.megatron.micro_batch import PackedRow, context_positions
+from nemo_vibethinker.model.local_kernels import packed_attention, rotate, swiglu
 
 
 class SdpaCoreAttention(MegatronModule):
@@ -68,6 +72,8 @@ class SdpaCoreAttention(MegatronModule):
         lengths = params.cu_seqlens_q.diff().tolist()
         if self.context_group.size() > 1:
             return self._context_parallel(query, key, value, lengths)
+        if query.device.type == "cpu":
+            return packed_attention(query, key, value, lengths)
         segments = zip(*(x.transpose(0, 1).split(lengths, dim=1) for x in (query, key, value)), strict=True)
         outs = [
             scaled_dot_product_attention(q[None], k[None], v[None], is_causal=True, enable_gqa=self.grouped)[0]
@@ -107,12 +113,43 @@ class RMSNorm(torch.nn.RMSNorm):
         setattr(self.weight, "sequence_parallel", config.sequence_parallel)  # noqa: B010
 
 
+class SwigluMlp(MLP):
+    """Megatron's MLP with `local_kernels.swiglu`."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, hidden_states: Tensor, **unused: object
+    ) -> tuple[Tensor, Tensor | None]:
+        """[S, B, H] to the same, and no bias."""
+        joined, _ = self.linear_fc1(hidden_states)
+        return self.linear_fc2(swiglu(joined))
+
+
 class CachingSelfAttention(SelfAttention):
     """Self-attention whose key cache holds keys with RoPE applied.
 
     Megatron's static cache holds plain keys and rotates the whole cache again for each new token; rotating a key once,
-    when it is written, makes a decoding step several times cheaper.
+    when it is written, makes a decoding step several times cheaper. In packed rows RoPE is `local_kernels.rotate`,
+    its tables made once a row and not once a layer, where no fused kernel and no context parallelism is about.
     """
+
+    _row: PackedRow | None = None
+
+    def forward(self, *arguments: Any, packed_seq_params: PackedSeqParams | None = None, **keywords: Any) -> Any:
+        """As Megatron's."""
+        plain = not self.config.apply_rope_fusion and self.config.context_parallel_size == 1
+        self._row = packed_seq_params if plain and isinstance(packed_seq_params, PackedRow) else None
+        return super().forward(*arguments, packed_seq_params=packed_seq_params, **keywords)
+
+    def _rotate_row(
+        self, row: PackedRow, query: Tensor, key: Tensor, frequencies_S11D: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """[T, 1, H, D] queries and keys, each sample's positions from 0."""
+        if row.rotation is None:
+            assert row.cu_seqlens_q is not None
+            lengths = row.cu_seqlens_q.diff().tolist()
+            angles_T1D = torch.cat([frequencies_S11D[:length] for length in lengths])[:, 0]
+            row.rotation = angles_T1D.cos().to(query.dtype), angles_T1D.sin().to(query.dtype)
+        return rotate(query[:, 0], *row.rotation)[:, None], rotate(key[:, 0], *row.rotation)[:, None]
 
     def _adjust_key_value_for_inference(  # pyright: ignore[reportIncompatibleMethodOverride]
         self,
@@ -124,6 +161,10 @@ class CachingSelfAttention(SelfAttention):
         *unused: object,
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor] | None, AttnMaskType, None]:
         """Append [S, B, G, D] keys and values to the cache; returns them with everything cached before."""
+        if inference_context is None and self._row is not None:
+            assert rotary_pos_emb is not None
+            query, key = self._rotate_row(self._row, query, key, rotary_pos_emb[0])
+            return query, key, value, None, self.attn_mask_type, None
         if inference_context is None:
             return query, key, value, rotary_pos_emb, self.attn_mask_type, None
         assert rotary_pos_emb is not None

@@ -17,7 +17,7 @@ from torch import Tensor
 from nemo_vibethinker.config import Config, ScaleConfig
 from nemo_vibethinker.megatron.capabilities import Kernels, detect_machine, select_kernels
 from nemo_vibethinker.megatron.logprobs import ModelOutput, defer_logits
-from nemo_vibethinker.model.attention import CachingSelfAttention, RMSNorm, SdpaCoreAttention
+from nemo_vibethinker.model.attention import CachingSelfAttention, RMSNorm, SdpaCoreAttention, SwigluMlp
 from nemo_vibethinker.model.hf_weights import TensorSource, load_hf_weights, random_hf_tensors
 
 _RECOMPUTE: dict[str, dict[str, Any]] = {
@@ -140,6 +140,8 @@ def local_layer(config: TransformerConfig) -> tuple[ModuleSpec, Any]:
     submodules: Any = layer.submodules
     submodules.input_layernorm = RMSNorm
     submodules.pre_mlp_layernorm = RMSNorm
+    if not config.bias_activation_fusion:  # else Megatron's own fused SwiGLU
+        submodules.mlp.module = SwigluMlp
     submodules.self_attention.module = CachingSelfAttention
     submodules.self_attention.submodules.core_attention = SdpaCoreAttention
     if config.qk_layernorm:
