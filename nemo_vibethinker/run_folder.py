@@ -24,6 +24,7 @@ from typing import IO, Any
 import nemo_vibethinker
 from nemo_vibethinker.atomic_files import atomic_write_text
 from nemo_vibethinker.config import Config, flatten, load_config, to_yaml
+from nemo_vibethinker.config.rollout import OPERATION
 
 REFERENCE = "reference.yaml"  # in a run folder: its recipe as the files have it, before the command line's keys
 COMMIT_FILE = "COMMIT"  # beside the packages in a copy of the code: the commit that it was made from
@@ -307,7 +308,9 @@ def config_hash(config: Config) -> str:
 
 
 def _compared(config: Config) -> dict[str, Any]:
-    no_result = ("run.root", "run.name", "cluster.", "budget.", "eval.batch", "debug.save_rollouts", "loggers")
+    operation = tuple(f"rollout.{key}" for key in OPERATION)
+    watching = ("budget.", "eval.batch", "debug.save_rollouts", "loggers")
+    no_result = ("run.root", "run.name", "cluster.", *watching, *operation)
     return {key: value for key, value in flatten(config).items() if not key.startswith(no_result)}
 
 

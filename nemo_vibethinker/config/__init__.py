@@ -12,6 +12,7 @@ from nemo_vibethinker.config.debug import DebugConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
 from nemo_vibethinker.config.guards import GuardConfig, GuardsConfig
 from nemo_vibethinker.config.names import CODE_DOMAIN, LOGGERS, MATH_DOMAINS, SIGNAL_STAGES, STAGES
+from nemo_vibethinker.config.rollout import RolloutConfig
 from nemo_vibethinker.config.run import Config, flatten, load_config, resolve, to_yaml
 from nemo_vibethinker.config.scale import ModelConfig, ParallelConfig, ScaleConfig
 from nemo_vibethinker.config.signal import MgpoConfig, SignalConfig
@@ -40,6 +41,7 @@ __all__ = [
     "ParallelConfig",
     "ProbeConfig",
     "RewardConfig",
+    "RolloutConfig",
     "RunConfig",
     "SamplingConfig",
     "ScaleConfig",

@@ -24,6 +24,7 @@ def validate(config: Config) -> None:
     _check_guards(config)
     _check_precision(config)
     _check_lengths(config)
+    _check_rollout(config)
     _check_benchmarks(config)
     check_cluster(config.cluster, config.world_size)
 
@@ -153,6 +154,13 @@ _POSITIVE = [
     "code_wall_s",
     "code_memory_mb",
     "efficiency",
+    "tensor_parallel",
+    "max_sequences",
+    "bucket_mb",
+    "canary_tolerance",
+    "start_deadline_s",
+    "call_deadline_s",
+    "silence_deadline_s",
     "vocab_size",
     "lr",
     "eps",
@@ -182,6 +190,8 @@ _CHOICES = {
     "fp8_recipe": ("tensorwise", "delayed", "blockwise"),
     "recompute": ("none", "selective", "full"),
     "sandbox": ("auto", "bubblewrap", "landlock", "none"),
+    "engine": ("megatron", "vllm"),
+    "placement": ("colocated", "separate"),
     "std": ("population", "sample", "none"),
     "normalisation": ("sequence_mean", "token_mean", "dr_grpo"),
     "surrogate": ("clip", "gspo", "cispo"),
@@ -197,7 +207,7 @@ def _check_choices(config: Config) -> None:
         choices = _CHOICES.get(key.rsplit(".", 1)[-1])
         if choices and value not in choices:
             raise ValueError(f"{key}={value}: choose one of {', '.join(choices)}")
-        if key.endswith(("top_p", "efficiency", "response_share", "sample_share")) and not 0 < value <= 1:
+        if key.endswith(("top_p", "efficiency", "gpu_memory", "response_share", "sample_share")) and not 0 < value <= 1:
             raise ValueError(f"{key}={value}: must be in (0, 1]")
     if config.budget.step_overhead >= 1:
         raise ValueError(f"budget.step_overhead={config.budget.step_overhead}: must be in [0, 1)")
@@ -291,3 +301,26 @@ _SECTIONS = {
     "mgpo": "signal",
     "evaluate": "evaluate",
 }  # stage -> section of its lengths
+
+
+def _check_rollout(config: Config) -> None:
+    rollout, model = config.rollout, config.scale.model
+    if rollout.engine == "megatron":
+        for key in ("oversampling", "group_deadline_s", "partial_rollout"):
+            if getattr(rollout, key):
+                raise ValueError(f"rollout.{key} cuts groups, which only rollout.engine=vllm does: set that too")
+        return
+    if model.num_attention_heads % rollout.tensor_parallel:
+        raise ValueError(
+            f"scale.model.num_attention_heads={model.num_attention_heads} is not divisible by "
+            f"rollout.tensor_parallel={rollout.tensor_parallel}"
+        )
+    for name in SIGNAL_STAGES:
+        stage: MgpoConfig = getattr(config.signal, name)
+        if stage.sampling.top_p < 1:
+            raise ValueError(
+                f"signal.{name}.sampling.top_p={stage.sampling.top_p:g}: vLLM's log-probs are those after the top-p "
+                "cut, the trainer's before it; train with top_p=1 or rollout.engine=megatron"
+            )
+    if rollout.partial_rollout and not (rollout.oversampling or rollout.group_deadline_s):
+        raise ValueError("rollout.partial_rollout resumes cut groups: set rollout.oversampling or group_deadline_s")

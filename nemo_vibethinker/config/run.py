@@ -16,6 +16,7 @@ from nemo_vibethinker.config.debug import DebugConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
 from nemo_vibethinker.config.guards import GuardsConfig
 from nemo_vibethinker.config.names import STAGES
+from nemo_vibethinker.config.rollout import RolloutConfig
 from nemo_vibethinker.config.scale import ScaleConfig
 from nemo_vibethinker.config.signal import SignalConfig
 from nemo_vibethinker.config.spectrum import FuseConfig, ProbeConfig, SftConfig
@@ -38,6 +39,7 @@ class Config:
     fuse: FuseConfig = field(default_factory=FuseConfig)
     signal: SignalConfig = field(default_factory=SignalConfig)
     guards: GuardsConfig = field(default_factory=GuardsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

@@ -145,13 +145,33 @@ def once_per_replica(compute: Callable[[], T]) -> T:
 
     model_parallel = cast(ProcessGroup, parallel_state.get_model_parallel_group())
     box: list[T | None] = [None]
-    if model_parallel.rank() == context_parallel_group().rank() == 0:
+    if leads_replica():
         box[0] = compute()
     for group in (model_parallel, context_parallel_group()):  # first the ranks of context 0, then the other contexts
         if group.size() > 1:
             source = torch.distributed.get_process_group_ranks(group)[0]
             torch.distributed.broadcast_object_list(box, src=source, group=group)
     return cast(T, box[0])
+
+
+def gather_over_replica(value: T) -> list[T]:
+    """The picklable `value` of every rank of this replica, on each of them; the leading rank's comes first."""
+    from megatron.core import parallel_state
+
+    values = [value]
+    for group in (cast(ProcessGroup, parallel_state.get_model_parallel_group()), context_parallel_group()):
+        lists: list[Any] = [None] * group.size()
+        torch.distributed.all_gather_object(lists, values, group=group)
+        values = [value for part in lists for value in part]
+    return values
+
+
+def leads_replica() -> bool:
+    """Whether this is the leading rank of its replica, which `once_per_replica` computes on."""
+    from megatron.core import parallel_state
+
+    model_parallel = cast(ProcessGroup, parallel_state.get_model_parallel_group())
+    return model_parallel.rank() == context_parallel_group().rank() == 0
 
 
 def data_parallel_rank_and_size() -> tuple[int, int]:

@@ -17,12 +17,13 @@ class Sample:
     Attributes:
         tokens: response token ids, the end-of-sequence token included when it was reached.
         logprobs: log-prob of each token under the policy that sampled it, at sampling temperature.
-        finish_reason: "stop" at end of sequence, "length" when cut off at the length limit.
+        finish_reason: "stop" at end of sequence, "length" when cut off at the length limit, "cut" when the engine was
+            told to end it before.
     """
 
     tokens: list[int]
     logprobs: list[float]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "cut"]
 
 
 class RolloutEngine(Protocol):

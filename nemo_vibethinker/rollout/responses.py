@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemo_vibethinker.config import Config, SamplingConfig
 from nemo_vibethinker.data.records import Record
@@ -65,13 +65,32 @@ class Sampler:
         self.engine.sync(version)
         self.sync_seconds += time.monotonic() - started
 
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.close()
+
+    def draw(self, groups: int) -> int:
+        """Prompts to draw for a step of so many groups."""
+        return groups
+
     def sample(
-        self, records: Sequence[Record], samples: int, sampling: SamplingConfig, *seed_parts: object
+        self,
+        records: Sequence[Record],
+        samples: int,
+        sampling: SamplingConfig,
+        *seed_parts: object,
+        wanted: int | None = None,
     ) -> list[Group]:
         """Sample `samples` responses to this rank's share of `records` and grade them.
 
         A response is a function of the weights, the record's id, `seed_parts` and the run's seed; not of the layout.
+
+        Args:
+            wanted: groups of a training step, for engines that are given more prompts than that (`draw`).
         """
+        assert wanted is None or wanted >= len(records)
         rank, size = data_parallel_rank_and_size()
         mine = records[rank::size]
         prompts = encode_prompts(self.tokenizer, [record.prompt for record in mine], self.config.data.instruction)
@@ -94,6 +113,10 @@ class Sampler:
         shares = gather_over_data_parallel(self.sample(records, samples, sampling, *seed_parts))
         by_id = {group.record.id: group for share in shares for group in share}
         return [by_id[record.id] for record in records]
+
+    def metrics(self) -> dict[str, Any]:
+        """What the engine has to say of the last step."""
+        return {}
 
     def _grade(self, records: Sequence[Record], sampled: list[list[Sample]]) -> list[Response]:
         flat = [(record, sample) for record, group in zip(records, sampled, strict=True) for sample in group]

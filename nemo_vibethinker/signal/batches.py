@@ -15,7 +15,8 @@ from nemo_vibethinker.signal.samples import Rollout, TrainingSample
 def update_batches(rollout: Rollout, config: MgpoConfig) -> Iterator[list[MicroBatch]]:
     """This rank's micro-batches of each update on a rollout; an update for which no rank has samples is left out."""
     total = sum(gather_over_data_parallel(len(rollout.places)))
-    parts = [place * config.updates_per_rollout // max(1, total) for place in rollout.places]
+    updates = config.updates_per_rollout  # places go past the total where an engine has cut groups
+    parts = [min(place * updates // max(1, total), updates - 1) for place in rollout.places]
     for part in range(config.updates_per_rollout):
         samples = [s for group, its_part in zip(rollout.samples, parts, strict=True) if its_part == part for s in group]
         everyone = gather_over_data_parallel([_length(sample) for sample in samples])

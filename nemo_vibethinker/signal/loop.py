@@ -33,8 +33,8 @@ def collect(sampler: Sampler, queue: PromptQueue, config: MgpoConfig, *seed_part
     places: list[int] = []
     drawn, redraws, count = 0, 0, config.prompts_per_step
     while count:
-        records = queue.draw(count)
-        fresh = sampler.sample(records, config.group_size, config.sampling, *seed_parts)
+        records = queue.draw(sampler.draw(count))
+        fresh = sampler.sample(records, config.group_size, config.sampling, *seed_parts, wanted=count)
         groups += fresh
         places += [drawn + rank + i * size for i in range(len(fresh))]  # the sampler deals prompts out round robin
         drawn += len(records)

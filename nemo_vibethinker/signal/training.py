@@ -105,7 +105,8 @@ class Training:
             return
         figures |= self.take_note(step, queue.drawn, figures, watch) | self.validate(step, held_out)
         tokens = figures["response_length"] * figures["prompts"] * self.stage.group_size
-        self.log.log(step, **figures, **timer.metrics(tokens, self.config.world_size))
+        shares = timer.metrics(tokens, self.config.world_size)
+        self.log.log(step, **figures, **shares, **self.sampler.metrics())
 
     def generate(self, queue: PromptQueue, step: int) -> Rollout:
         """Graded and weighed responses of the policy as it is; after a rollback other ones than those undone."""

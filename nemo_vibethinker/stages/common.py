@@ -11,8 +11,10 @@ from nemo_vibethinker.megatron.distributed import data_parallel_rank_and_size
 from nemo_vibethinker.model.hf_folder import HfFolder, check_model_config
 from nemo_vibethinker.model.qwen2 import build_chunks
 from nemo_vibethinker.reward.grader import Grader
+from nemo_vibethinker.rollout.feeding_sampler import FeedingSampler
 from nemo_vibethinker.rollout.megatron_engine import MegatronEngine
 from nemo_vibethinker.rollout.responses import Sampler
+from nemo_vibethinker.rollout.vllm_engine import VllmEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +45,9 @@ def make_grader(config: Config) -> Grader:
 def make_sampler(
     config: Config, chunks: Sequence[GPTModel], tokenizer: "PreTrainedTokenizerFast", grader: Grader
 ) -> Sampler:
-    """Samples from the model, whatever weights it holds at the time."""
+    """Samples, with the engine of `rollout.engine`, from the weights that the model had at the last `sync`."""
     assert isinstance(tokenizer.eos_token_id, int)
     assert isinstance(tokenizer.pad_token_id, int)
+    if config.rollout.engine == "vllm":
+        return FeedingSampler(config, VllmEngine(config, chunks, tokenizer.eos_token_id), tokenizer, grader)
     return Sampler(config, MegatronEngine(chunks, tokenizer.eos_token_id, tokenizer.pad_token_id), tokenizer, grader)

@@ -42,8 +42,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     """
     plan = plan_benchmarks(config, context)
     chunks, tokenizer = _build(config, inputs)
-    with make_grader(config) as grader:
-        sampler = make_sampler(config, chunks, tokenizer, grader)
+    with make_grader(config) as grader, make_sampler(config, chunks, tokenizer, grader) as sampler:
         scores = _held_out_scores(config, sampler, inputs, folder, context) if "evaluation_data" in inputs else []
         if context.part:
             return StageResult(outputs={}, metrics={})

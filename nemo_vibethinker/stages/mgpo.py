@@ -35,8 +35,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     chunks = build_run_model(config, inputs)
     load_model(chunks, inputs["policy"])
     progress = Progress()
-    with make_grader(config) as grader:
-        sampler = make_sampler(config, chunks, tokenizer, grader)
+    with make_grader(config) as grader, make_sampler(config, chunks, tokenizer, grader) as sampler:
         replayed = replayed_stage(config, context)
         if replayed is None:
             sampler.sync("step 0")

@@ -27,8 +27,7 @@ def run(config: Config, inputs: dict[str, Path], folder: Path, context: StageCon
     chunks = build_run_model(config, inputs)
     records = probing_records(config, read_jsonl(inputs["probe_data"]))
     steps = probed_steps(config, inputs["sft_checkpoints"])
-    with make_grader(config) as grader:
-        sampler = make_sampler(config, chunks, tokenizer, grader)
+    with make_grader(config) as grader, make_sampler(config, chunks, tokenizer, grader) as sampler:
         done = [broadcast_object(_counts_path(folder, step).exists()) for step in steps]
         todo = [index for index, finished in enumerate(done) if not finished and context.is_mine(index)]
         log = context.metrics_log(len(steps), start_step=todo[0] if todo else len(steps))
