@@ -133,12 +133,9 @@ def _sandbox(config: Config) -> Iterator[Check]:
         needed = any(stage in config.stages for stage in ("mgpo.code", "evaluate"))
         yield Check("sandbox", FAIL if needed and not _on_slurm(config) else WARN, str(error))
         return
-    if kind == "bubblewrap":
-        yield Check("sandbox", OK, "bubblewrap, a program ran in it")
-    else:
-        yield Check(
-            "sandbox", WARN, f"{kind}, a program ran in it", "bubblewrap isolates more: apt-get install bubblewrap"
-        )
+    fix = "allow user namespaces" if shutil.which("bwrap") else "apt-get install bubblewrap"
+    weaker = "" if kind == "bubblewrap" else f"bubblewrap isolates more: {fix}"
+    yield Check("sandbox", WARN if weaker else OK, f"{kind}, a program ran in it", weaker)
 
 
 def _limits(config: Config) -> Iterator[Check]:

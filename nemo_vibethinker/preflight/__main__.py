@@ -118,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         place = find_place()
     except ValueError as error:
-        print(f"preflight: {error}", file=sys.stderr)
+        if os.environ.get("SLURM_PROCID") == "0":
+            print(f"preflight: {error}", file=sys.stderr)
         return 2
     try:
         preflight(place, arguments.run_dir, arguments.timeout_s)

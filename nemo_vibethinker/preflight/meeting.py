@@ -70,7 +70,7 @@ class Meeting:
             UnreachableError: the port of rank 0 is taken, or it does not answer.
         """
         self.place = place
-        self.host = socket.gethostname()
+        self.host = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
         self.hosts: dict[int, str] = {}  # rank -> host of those that came; on rank 0
         self.clock_offset_s: float | None = None  # this host's clock less rank 0's, by the quickest answer
         self._store = _open_store(place, self.host, seconds)
