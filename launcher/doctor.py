@@ -48,6 +48,10 @@ def main(arguments: list[str]) -> int:
         ValueError: the command line or the configuration it makes is wrong.
     """
     words = dict(recipe="ssp_full") | cli.split_arguments(arguments)
+    if words.get("cluster", "local") != "local" and "scale" not in words:
+        raise ValueError(
+            f"doctor: name the scale too, it decides disk and layout: doctor scale=NAME cluster={words['cluster']}"
+        )
     full, as_json = (
         cli.parse_value(bool, words.pop(name, "false"), f"command line: {name}") for name in ("full", "json")
     )
@@ -119,7 +123,7 @@ def _gpus(config: Config) -> Iterator[Check]:
 
 
 def _on_slurm(config: Config) -> bool:
-    return config.cluster.name.startswith("slurm")
+    return config.cluster.scheduler == "slurm"
 
 
 def _sandbox(config: Config) -> Iterator[Check]:
@@ -179,7 +183,7 @@ def _disk(config: Config) -> Iterator[Check]:
 
 def _cores(config: Config) -> Iterator[Check]:
     cores, asked = len(os.sched_getaffinity(0)), config.world_size * config.cluster.threads_per_process
-    if config.cluster.name == "local" and not config.cluster.gpu:
+    if not _on_slurm(config) and not config.cluster.gpu:
         many = asked > cores
         fix = f"set cluster.processes={cores}" if many else ""
         yield Check("cores", WARN if many else OK, f"{cores} for {config.world_size} processes", fix)

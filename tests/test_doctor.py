@@ -76,6 +76,7 @@ def test_help_names_it(launch: Launch) -> None:
 
 def test_mistakes_of_the_command_line(launch: Launch) -> None:
     assert "unknown scale 'huge'" in launch("doctor", "scale=huge", code=2).stderr
+    assert "name the scale too" in launch("doctor", "cluster=slurm_h800", code=2).stderr
     assert "full=maybe: expected true or false" in launch("doctor", "full=maybe", code=2).stderr
 
 
@@ -109,6 +110,22 @@ def test_sandbox_that_does_not_work(launch: Launch, path: Path) -> None:
     check = doctor(launch, "reward.sandbox=bubblewrap", code=2)["sandbox"]
     assert check["status"] == "FAIL"
     assert doctor(launch, "reward.sandbox=none")["sandbox"]["status"] == "warn"
+
+
+def test_slurm_tools_and_controller(launch: Launch, path: Path) -> None:
+    for tool in ("sbatch", "srun", "squeue", "scancel", "sacct"):
+        executable(path, tool, "exit 0")
+    executable(path, "scontrol", "echo 'Slurmctld(primary) at head is UP'")
+    cluster = ("cluster=slurm_h800", "scale=tiny", "cluster.nodes=1", "cluster.gpus_per_node=2")
+    big = "scale.model.num_layers=400000"  # the nodes' memory is not this machine's, their disk is
+    found = doctor(launch, *cluster, big, code=2)
+    assert [name for name, check in found.items() if check["status"] == "FAIL"] == ["disk"]
+    assert found["slurm"]["found"] == "Slurmctld(primary) at head is UP"
+    assert "preflight job looks at the nodes" in found["GPUs"]["found"]
+
+    executable(path, "scontrol", "echo 'Slurmctld(primary) at head is DOWN'; exit 1")
+    check = doctor(launch, *cluster, code=2)["slurm"]
+    assert (check["status"], check["found"]) == ("FAIL", "Slurmctld(primary) at head is DOWN")
 
 
 def test_low_limits_are_warned_of(launch: Launch) -> None:

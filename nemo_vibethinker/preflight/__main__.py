@@ -77,7 +77,8 @@ def _check_machines(meeting: Meeting, run_dir: Path, seconds: float, say: Say) -
 
 
 def _expected(config: Config) -> judge.Expected:
-    return judge.Expected(config.cluster.gpu, 0)
+    cluster = config.cluster
+    return judge.Expected(cluster.gpu, cluster.gpus_per_node if cluster.scheduler == "slurm" else 0)
 
 
 def gather_facts(host: str, run_dir: Path) -> dict[str, Any]:
