@@ -23,7 +23,7 @@ from benchmark_rows import (
     write_rows,
 )
 
-from nemo_vibethinker.config import Config, EvalConfig, RewardConfig
+from nemo_vibethinker.config import Config, EvalConfig, RewardConfig, validate
 from nemo_vibethinker.data.pickled_text import pickled_text
 from nemo_vibethinker.data.tokenizer import prompt_text
 from nemo_vibethinker.evaluation.benchmarks import BENCHMARKS, INSTRUCTION, load_benchmark
@@ -228,3 +228,13 @@ def test_a_broken_row_of_livecodebench_is_named(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "test6.jsonl", rows)
     with pytest.raises(ValueError, match=re.escape(f"{path}, row 2: ")):
         load_benchmark("lcb_v6", str(tmp_path))
+
+
+def test_an_evaluation_is_not_held_to_settings_of_stages_it_has_not() -> None:
+    config = Config(stages=["evaluate"], eval=EvalConfig(model="m"))
+    config.scale.parallel.data = 64  # no multiple of the training stages' batches
+    config.scale.model.max_position_embeddings = 64  # shorter than the rows and responses of training
+    validate(config)
+    config.eval.model, config.stages = None, ["prepare", "sft", "evaluate"]
+    with pytest.raises(ValueError, match=r"sft.global_batch_size"):
+        validate(config)

@@ -15,6 +15,7 @@ from conftest import Launch, launcher_command, override
 from openai_server import Reply, SampledModel, State, serve
 
 from nemo_vibethinker.evaluation import clr_cli, endpoint, merge
+from nemo_vibethinker.evaluation.model_source import model_artefacts
 from nemo_vibethinker.evaluation.scores import Score, scores_from_json
 from nemo_vibethinker.run_folder import RunFolder
 
@@ -157,11 +158,10 @@ def test_models_of_a_run_are_scored_by_name_and_by_checkpoint(
     common = ["recipe=evaluate", data, "eval.benchmarks=[aime24]", "eval.problems=2", "eval.samples=2"]
     common += ["eval.max_tokens=8", f"run.root={tmp_path}", "scale.parallel.data=1"]
     checkpoint = next(iter(sorted((run / "stages").glob("*-sft/checkpoints/step_*"))))
-    launch(*common, f"model={checkpoint}", "run.name=checkpoint", timeout=300)
-    (score,) = scores_of(tmp_path / "checkpoint")
-    assert (score.model, score.num_problems, score.samples_per_problem) == (checkpoint.name, 2, 2)
+    assert model_artefacts(str(checkpoint), verify=True).keys() == {"tokenizer", f"model.{checkpoint.name}"}
     launch(*common, f"model={run}", "run.name=last", timeout=300)
-    assert scores_of(tmp_path / "last")[0].model.startswith("sft")
+    (score,) = scores_of(tmp_path / "last")
+    assert (score.model, score.num_problems, score.samples_per_problem) == ("sft_last", 2, 2)
     refused = launch(*common, f"model={run}:nothing", code=2)
     assert "the run has sft" in refused.stderr
     refused = launch("recipe=evaluate", "model=/nowhere/at-all", f"run.root={tmp_path}", code=2)

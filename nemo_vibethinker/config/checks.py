@@ -108,7 +108,7 @@ def _check_layout(config: Config) -> None:
             "no checkpoint would be probed"
         )
     rows = config.sft.micro_batch_size * parallel.data
-    if config.sft.global_batch_size % rows:
+    if "sft" in config.stages and config.sft.global_batch_size % rows:
         raise ValueError(
             f"sft.global_batch_size={config.sft.global_batch_size} is not a multiple of "
             f"sft.micro_batch_size*scale.parallel.data={rows}"
@@ -226,7 +226,8 @@ def _check_choices(config: Config) -> None:
         if stage.group_size < 2:
             raise ValueError(f"signal.{name}.group_size={stage.group_size}: a group needs two responses or more")
         _check_signal(f"signal.{name}", stage)
-        if stage.prompts_per_step % (config.scale.parallel.data * stage.updates_per_rollout):
+        replicas = config.scale.parallel.data if f"mgpo.{name}" in config.stages else 1
+        if stage.prompts_per_step % (replicas * stage.updates_per_rollout):
             raise ValueError(
                 f"signal.{name}.prompts_per_step={stage.prompts_per_step} is not a multiple of "
                 "scale.parallel.data*updates_per_rollout"
