@@ -1,5 +1,6 @@
 """What has become of a run's jobs: from the queue, and from what the jobs noted in the run folder."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from launcher.slurm.commands import QueuedJob, SlurmError
 from launcher.slurm.submission import read_record
 from nemo_vibethinker.run_folder import RunFolder, read_json_lines
 
+TORCH_LOG = re.compile(r"[EWI]\d{4} \d\d:\d\d")  # torchrun's lines, which say that a worker ended and not why
 STATES = ("failed", "running", "pending", "waiting", "cancelled", "done")  # of several jobs of a stage, the first holds
 
 
@@ -102,8 +104,11 @@ def last_words(run_dir: Path, note: dict[str, Any]) -> str:
     if note["event"] == "stalled":
         return "attempts in a row saved nothing (cluster.stalled_requeues); their logs are in slurm/logs"
     file = log_file(run_dir, {note["id"]: note})
-    lines = [line for line in file.read_text(errors="replace").splitlines() if line.strip()] if file.exists() else []
-    telling = [line for line in lines if line.startswith("error:") or line.split(":")[0].endswith("Error")]
+    text = file.read_text(errors="replace") if file.exists() else ""
+    lines = [line for line in text.splitlines() if line.strip() and not TORCH_LOG.match(line)]
+    telling = [
+        line for line in lines if line.startswith(("error:", "preflight:")) or line.split(":")[0].endswith("Error")
+    ]
     return (telling or lines or ["its log is empty"])[-1].removeprefix("error: ")
 
 
