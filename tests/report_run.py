@@ -44,6 +44,9 @@ PROBLEMS = [
 ]
 
 
+WORDS = ("therefore", "let", "$x^2$", "wait,", "the", "triangle", "is", "equal", "to", "\\frac{1}{2}\n")
+
+
 class Page(HTMLParser):
     """What a reader and a browser see of the report."""
 
@@ -144,12 +147,17 @@ def make_scores(rng: random.Random, models: Sequence[str] = MODELS) -> list[Scor
     return scores
 
 
-def stage_functions(rng: random.Random, stop_in: str = "") -> dict[str, StageFunction]:
-    """Stages that write what the real ones write, with made-up figures; `stop_in` dies after half of its steps."""
+def stage_functions(
+    rng: random.Random, stop_in: str = "", problems: Sequence[Record] = PROBLEMS, words: int = 0
+) -> dict[str, StageFunction]:
+    """Stages that write what the real ones write, with made-up figures.
+
+    `stop_in` dies after half of its steps; `words` is about how many words a response has.
+    """
 
     def prepare(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
         (folder / "funnel.json").write_text(json.dumps(FUNNEL))
-        write_jsonl(folder / "evaluation.jsonl", PROBLEMS)
+        write_jsonl(folder / "evaluation.jsonl", problems)
         return StageResult(
             outputs={"funnel": folder / "funnel.json", "evaluation_data": folder / "evaluation.jsonl"}, metrics={}
         )
@@ -157,7 +165,7 @@ def stage_functions(rng: random.Random, stop_in: str = "") -> dict[str, StageFun
     def evaluate(config: Config, inputs: dict[str, Path], folder: Path, context: StageContext) -> StageResult:
         (folder / "scores.json").write_text(scores_to_json(make_scores(rng)))
         for model in ("sft_last", "fused", "mgpo.code"):
-            lines = [json.dumps(line) + "\n" for line in sample_lines(rng)]
+            lines = [json.dumps(line) + "\n" for line in sample_lines(rng, problems, words)]
             (folder / f"samples_{model}.jsonl").write_text("".join(lines))
         return StageResult(outputs={"scores": folder / "scores.json"}, metrics={})
 
@@ -190,12 +198,15 @@ def stage_functions(rng: random.Random, stop_in: str = "") -> dict[str, StageFun
     }
 
 
-def sample_lines(rng: random.Random) -> Iterator[dict[str, str]]:
+def sample_lines(rng: random.Random, problems: Sequence[Record], words: int) -> Iterator[dict[str, str]]:
     """Four responses to each problem; the first problem is never solved, the second always."""
-    for number, problem in enumerate(PROBLEMS):
+    for number, problem in enumerate(problems):
         for sample in range(4):
             right = number > 0 and (number == 1 or rng.random() < 0.5)
-            text = f"Response {sample} to {problem.id}. \\boxed{{{problem.answer if right else 'wrong'}}}"
+            text = (
+                " ".join(rng.choices(WORDS, k=words))
+                + f"Response {sample} to {problem.id}. \\boxed{{{problem.answer if right else 'wrong'}}}"
+            )
             yield {
                 "id": problem.id,
                 "response": text + HOSTILE * (number == 2),

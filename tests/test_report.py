@@ -6,15 +6,18 @@ import random
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import vl_convert
-from report_run import HOSTILE, MODELS, Page, finished_run, small_config, stage_functions
+from report_run import HOSTILE, MODELS, PROBLEMS, Page, finished_run, small_config, stage_functions
 
+from nemo_vibethinker.config import MATH_DOMAINS
 from nemo_vibethinker.pipeline import run_stages
 from nemo_vibethinker.report import write_report
+from nemo_vibethinker.report.series import MAX_POINTS
 from nemo_vibethinker.report.vega import library
 from nemo_vibethinker.run_folder import RunFolder, append_json_line, open_run
 from nemo_vibethinker.spectrum.selection import ProbeTable, select_specialists
@@ -106,7 +109,7 @@ def test_probe_map_equals_the_table_and_marks_the_specialists(run: RunFolder, re
             assert shown == [round(100 * value, 1) for value in (estimate.mean, estimate.low, estimate.high)]
             assert ("\N{BLACK STAR}" in cell) == (chosen[domain] == step)
     assert "Fusion weights: algebra 0.25" in page.section_text["lineage"]
-    cells = json.loads(page.scripts[0])["probe-map"]["layer"][0]["data"]["values"]
+    cells = json.loads(page.scripts[0])["probe-map"]["datasets"]["rows0"]
     shown = {(cell["domain"], cell["step"]): cell for cell in cells if cell["k"] == k}
     for domain, step in chosen.items():
         assert shown[domain, step]["star"]
@@ -203,6 +206,31 @@ def test_a_missing_or_infinite_metric_leaves_a_gap(tmp_path: Path) -> None:
 def test_same_run_gives_the_same_page(run: RunFolder, report: Path) -> None:
     before = re.sub("Written .* UTC", "", report.read_text())
     assert re.sub("Written .* UTC", "", write_report(run.path).read_text()) == before
+
+
+def test_a_page_at_the_papers_scale_stays_under_3_mb(tmp_path: Path) -> None:
+    """650 RL steps, 6,000 SFT steps, 20 checkpoints of 5 domains, 6,000 responses of 4,000 words to 500 problems."""
+    config = small_config(tmp_path)
+    config.sft.steps, config.sft.checkpoint_interval = 6000, 300
+    config.probe.domains = [*MATH_DOMAINS, "code"]
+    for name, steps in (("math_16k", 300), ("math_32k", 200), ("code", 150)):
+        getattr(config.signal, name).steps = steps
+    problems = [
+        replace(PROBLEMS[number % 3], id=f"p-{number}", prompt=f"Problem {number}. " + "Find the sum. " * 30)
+        for number in range(500)
+    ]
+    run = open_run(config)
+    run_stages(run, stage_functions=stage_functions(random.Random(1), problems=problems, words=1500))
+    path = write_report(run.path)
+    assert 1_500_000 < path.stat().st_size < 3_000_000
+    page = read_page(path)
+    specs = json.loads(page.scripts[0])
+    assert len(specs["probe-map"]["datasets"]["rows0"]) == 20 * 5 * len(config.probe.ks)
+    assert max(map(len, specs["loss"]["datasets"].values())) <= MAX_POINTS
+    shown = json.loads(page.scripts[1])["problems"]
+    assert f"{len(shown)} of 500 problems" in page.section_text["samples"]
+    assert len(shown) > 50
+    assert "characters left out" in shown[0]["responses"][0][3]
 
 
 def test_refuses_what_is_no_run_folder(tmp_path: Path) -> None:

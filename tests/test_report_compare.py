@@ -78,7 +78,7 @@ def test_the_page_compares_with_the_first_run(root: Path, capsys: pytest.Capture
     assert cell.startswith(f"{100 * difference.estimate.mean:+.1f} [{100 * difference.estimate.low:+.1f}, ")
     assert "on 8" in cell
     specs = json.loads(page.scripts[0])
-    runs = {row["run"] for part in specs["over-reward"]["layer"] for row in part["data"]["values"]}
+    runs = {row["run"] for row in specs["over-reward"]["datasets"]["rows0"]}
     assert runs == {"first", "second"}
     assert "over-loss" in specs
     assert "differences" in specs

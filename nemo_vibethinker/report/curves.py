@@ -138,7 +138,7 @@ def _mark_labels(marks: Sequence[Row], x: Spec) -> list[Spec]:
     return [
         vega.layer(
             [row for row in marks if row["level"] == level],
-            {"type": "text", "baseline": "bottom", "dy": -4 - 13 * level},
+            {"type": "text", "baseline": "bottom", "dy": -4 - 13 * level, "clip": False},
             x=x,
             y={"value": 0},
             text=_TEXT,

@@ -9,9 +9,9 @@ from typing import Any
 
 from nemo_vibethinker.data.records import Record, iterate_jsonl
 
-MAX_BYTES = 1_000_000  # of all prompts and responses in the page
+MAX_BYTES = 1_200_000  # of all prompts and responses in the page
 MAX_PROBLEMS = 400
-MAX_CHARACTERS = 3_000  # of one text: of a longer one its beginning and its end are shown
+MAX_CHARACTERS = 1_600  # of one text: of a longer one its beginning and its end are shown
 MAX_RESPONSES = 4  # of a model to a problem
 _PER_VERDICT = 2
 

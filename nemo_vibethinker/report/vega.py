@@ -54,12 +54,16 @@ def colour(name: str) -> str:
 def layers(*parts: Spec, width: Size = "container", height: Size = 220, **more: Any) -> Spec:
     """A layered specification with the page's looks."""
     fit = {"autosize": {"type": "fit-x", "contains": "padding"}} if width == "container" else {}
-    return {"width": width, "height": height, "config": _CONFIG, "layer": list(parts)} | fit | more
+    shared = list({id(part["data"]["values"]): part["data"]["values"] for part in parts}.values())
+    names = {id(rows): f"rows{index}" for index, rows in enumerate(shared)}  # layers of the same rows hold them once
+    named = [part | {"data": {"name": names[id(part["data"]["values"])]}} for part in parts]
+    datasets = {names[id(rows)]: rows for rows in shared}
+    return {"width": width, "height": height, "config": _CONFIG, "datasets": datasets, "layer": named} | fit | more
 
 
 def layer(rows: Sequence[Row], mark: str | Spec, **encoding: Any) -> Spec:
     """One layer: its data, its mark, its encoding."""
-    return {"data": {"values": list(rows)}, "mark": mark, "encoding": encoding}
+    return {"data": {"values": rows}, "mark": mark, "encoding": encoding}
 
 
 def number(name: str, title: str = "", **more: Any) -> Spec:
