@@ -9,6 +9,7 @@ from nemo_vibethinker.config.checks import fp8_multiple, validate
 from nemo_vibethinker.config.cluster import ClusterConfig
 from nemo_vibethinker.config.data import DataConfig, RunConfig
 from nemo_vibethinker.config.debug import DebugConfig
+from nemo_vibethinker.config.export import ExportConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
 from nemo_vibethinker.config.guards import GuardConfig, GuardsConfig
 from nemo_vibethinker.config.names import CODE_DOMAIN, LOGGERS, MATH_DOMAINS, SIGNAL_STAGES, STAGES
@@ -32,6 +33,7 @@ __all__ = [
     "DebugConfig",
     "EvalConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FuseConfig",
     "GuardConfig",
     "GuardsConfig",

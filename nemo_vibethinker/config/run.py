@@ -13,6 +13,7 @@ from nemo_vibethinker.config.budget import BudgetConfig
 from nemo_vibethinker.config.cluster import ClusterConfig
 from nemo_vibethinker.config.data import DataConfig, RunConfig
 from nemo_vibethinker.config.debug import DebugConfig
+from nemo_vibethinker.config.export import ExportConfig
 from nemo_vibethinker.config.grading import EvaluateConfig, RewardConfig
 from nemo_vibethinker.config.guards import GuardsConfig
 from nemo_vibethinker.config.names import STAGES
@@ -42,6 +43,7 @@ class Config:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     debug: DebugConfig = field(default_factory=DebugConfig)

@@ -49,6 +49,24 @@ def write_hf_folder(
         **tokens,
     ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _write_for_older_readers(folder, model.rope_theta)
+
+
+def _write_for_older_readers(folder: Path, rope_theta: float) -> None:
+    """Say once more what transformers 5 writes in a new place: converters (GGUF) and older engines look in the old one.
+
+    These are `rope_theta` beside `rope_parameters`, the tokenizer's class, its special tokens and the chat template.
+    """
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_theta": rope_theta}, indent=2) + "\n")
+    path = folder / "tokenizer_config.json"
+    fields = json.loads(path.read_text())
+    if fields.get("tokenizer_class") == "TokenizersBackend":
+        fields["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(fields.get("extra_special_tokens"), list):  # a mapping in transformers 4
+        fields["additional_special_tokens"] = fields.pop("extra_special_tokens")
+    fields["chat_template"] = (folder / "chat_template.jinja").read_text()
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_weights(

@@ -15,6 +15,7 @@ from nemo_vibethinker.report import (
     data_views,
     headline_views,
     lineage_views,
+    paper_views,
     probe_views,
     provenance_views,
     samples,
@@ -130,6 +131,7 @@ def _models(run: RunData, board: score_views.ScoreBoard) -> dict[str, Any]:
         else None,
         "probe_planned": "probe" in run.config.stages,
         "scores": scores if board.scores else None,
+        "paper": paper_views.paper_view(run.scores, run.path),
         "scores_planned": "evaluate" in run.config.stages,
     }
 
