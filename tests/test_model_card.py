@@ -28,10 +28,11 @@ FUNNEL: dict[str, Any] = {
 COST = StageCost(stage="sft", attempts=2, seconds=60, useful_hours=3000.0, lost_hours=120.0, device="gpu")
 
 
-def score(model: str, mean: float) -> Score:
+def score(model: str, mean: float, domain: str = "math", benchmark: str = "") -> Score:
     return Score(
         model=model,
-        domain="math",
+        domain=benchmark or domain,
+        benchmark=benchmark,
         num_problems=300,
         samples_per_problem=4,
         pass_at={1: Estimate(mean, mean - 0.05, mean + 0.05)},
@@ -53,7 +54,8 @@ def config() -> Config:
 
 @pytest.fixture
 def facts() -> CardFacts:
-    scores = [score("fused", 0.3), score("mgpo.code", 0.48)]
+    scores = [score("fused", 0.3), score("mgpo.code", 0.48), score("mgpo.code", 0.65, "code")]
+    scores.append(score("mgpo.code", 0.2, benchmark="aime24"))
     return CardFacts(
         name="mine", model="mgpo.code", scores=scores, funnel=FUNNEL, costs=[COST], versions={"torch": "2"}
     )
@@ -65,8 +67,9 @@ def test_the_front_matter_is_what_the_hub_reads(config: Config, facts: CardFacts
     data = ModelCard(model_card(config, facts)).data
     assert (data.license, data.base_model, data.library_name) == ("apache-2.0", config.scale.model.path, "transformers")
     assert data.datasets == ["nvidia/OpenMathReasoning"]
-    (result,) = data.eval_results
-    assert (result.metric_type, result.metric_value, result.dataset_name) == ("pass@1", 48.0, "held-out problems, math")
+    found = {(result.dataset_name, result.metric_type, result.metric_value) for result in data.eval_results}
+    sets = [("held-out problems, math", 48.0), ("held-out problems, code", 65.0), ("aime24", 20.0)]
+    assert found == {(name, "pass@1", value) for name, value in sets}
 
 
 def test_the_card_tells_scores_data_cost_recipe_licences_and_limits(config: Config, facts: CardFacts) -> None:

@@ -88,7 +88,7 @@ def loss_chart(lines: Lines, marked_steps: Mapping[int, str]) -> Chart:
     """SFT loss over steps; `marked_steps` get a dotted line and their label."""
     steps, losses = curve(lines, "loss")
     rows = _rows(steps, losses)
-    marks = _labelled(marked_steps, apart=0.12 * steps[-1])
+    marks = _labelled(marked_steps, steps[-1])
     ends = {"domain": [0, steps[-1]], "nice": False}
     x = vega.number("x", "SFT step", scale=ends, axis={"tickCount": 12})
     y = vega.number("y", "loss, nats per token", scale={"zero": False})
@@ -121,29 +121,31 @@ def _thin(colour: str | None = None) -> Spec:
     )
 
 
-def _labelled(marked_steps: Mapping[int, str], apart: float) -> list[Row]:
-    """Steps with their labels; one closer than `apart` steps to the one before goes a line higher (`level`)."""
+def _labelled(marked_steps: Mapping[int, str], last: float) -> list[Row]:
+    """Steps with their labels; one close to the one before goes a line higher (`level`), one near an end inwards."""
     rows: list[Row] = []
+    apart = 0.2 * last
     previous, level = -apart, 0
     for step, label in sorted(marked_steps.items()):
         level = level + 1 if step - previous < apart else 0
         previous = step
-        rows.append({"x": step, "text": label, "level": level})
+        align = "right" if step > 0.85 * last else "left" if step < 0.1 * last else "center"
+        rows.append({"x": step, "text": label, "level": level, "align": align})
     return rows
 
 
 def _mark_labels(marks: Sequence[Row], x: Spec) -> list[Spec]:
     """The labels above the chart, one layer for each line of them."""
-    levels = sorted({row["level"] for row in marks})
+    places = sorted({(row["level"], row["align"]) for row in marks})
     return [
         vega.layer(
-            [row for row in marks if row["level"] == level],
-            {"type": "text", "baseline": "bottom", "dy": -4 - 13 * level, "clip": False},
+            [row for row in marks if (row["level"], row["align"]) == (level, align)],
+            {"type": "text", "baseline": "bottom", "dy": -4 - 13 * level, "align": align, "clip": False},
             x=x,
             y={"value": 0},
             text=_TEXT,
         )
-        for level in levels
+        for level, align in places
     ]
 
 
@@ -209,6 +211,7 @@ def _bands(stages: Mapping[str, Lines], total: int) -> list[Row]:
 def _panel_spec(panel: Panel, rows: list[Row], dashed: list[Row], bands: list[Row], colours: Mapping[str, str]) -> Spec:
     seen = [row["y"] for row in rows]
     scale = {"type": "log"} if panel.logarithmic and min(seen) > 0 else {"zero": panel.from_zero}
+    scale |= {} if any(seen) else {"domain": [0, 1]}
     x = vega.number("x", "RL step, all stages", scale={"domain": [0.5, bands[-1]["b"]], "nice": False})
     y = vega.number("y", panel.unit, scale=scale, axis={"tickCount": 5})
     colour = vega.colours("s", colours)

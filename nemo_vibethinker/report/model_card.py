@@ -70,6 +70,7 @@ def _front_matter(config: Config, name: str, scores: Sequence[Score]) -> str:
             EvalResult(
                 task_type="text-generation",
                 dataset_type=score.benchmark or "held-out",
+                dataset_config=None if score.benchmark else score.domain,  # results of one set are merged
                 dataset_name=score.benchmark or f"held-out problems, {score.domain}",
                 metric_type="pass@1",
                 metric_name="pass@1, percent",
