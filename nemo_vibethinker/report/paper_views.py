@@ -67,7 +67,9 @@ def _headline_row(row: HeadlineRow) -> list[str]:
 
 
 def _shown(value: Estimate | float | None) -> str:
-    return "-" if value is None else percent(value) if isinstance(value, float) else format_estimate(value)
+    if value is None or isinstance(value, Estimate):
+        return format_estimate(value)
+    return percent(value)
 
 
 _CONDITIONS = ["benchmark", "model", "problems x samples", "maj@k, %", "ungraded, %", "temperature", "top_p"]
