@@ -169,7 +169,9 @@ def test_mistake_is_one_line_and_exit_code_2(
 
 def test_recipe_is_required(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["scale=tiny"]) == 2
-    assert "recipe=NAME is missing; choose one of evaluate, signal, spectrum, ssp_full" in capsys.readouterr().err
+    assert (
+        "recipe=NAME is missing; choose one of evaluate, export, signal, spectrum, ssp_full" in capsys.readouterr().err
+    )
 
 
 def test_recipe_without_prepare_needs_a_run(capsys: pytest.CaptureFixture[str]) -> None:
