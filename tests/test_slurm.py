@@ -27,7 +27,8 @@ pytestmark = [
 ]
 
 TIMES = {"time", "attempt", "part", "tokens_per_second", "generate_share", "grade_share", "update_share"}
-TIMES |= {"idle_share", "sync_share", "host_memory_mb"}
+TIMES |= {"idle_share", "sync_share", "host_memory_mb", "seconds", "generate_seconds", "update_seconds"}
+TIMES |= {"spent_hours", "projected_hours"}
 CLUSTER = ("cluster.gpu=", "cluster.nodes=1", "cluster.gpus_per_node=1", "cluster.cpus_per_process=1")
 CLUSTER += ("cluster.threads_per_process=1", "cluster.time_limit=30", "cluster.grace_seconds=300")
 WHOLE = ("probe.domains=[algebra]", "sft.first_checkpoint=75")
