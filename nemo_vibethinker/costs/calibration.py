@@ -111,7 +111,8 @@ def measures(
         return count / seconds / config.world_size if count and seconds else None
 
     sampled, trained = total("tokens_generated"), total("tokens_trained")
-    responses = sum(line["tokens_generated"] / line["response_length"] for line in lines if line.get("response_length"))
+    counted = [line for line in lines if "tokens_generated" in line and line.get("response_length")]
+    responses = sum(line["tokens_generated"] / line["response_length"] for line in counted)
     seconds = total("seconds")
     work = stage_work(config, stage, config.budget.response_share)
     share = sampled / responses / work.window if responses and work.window else None
