@@ -5,7 +5,15 @@ from nemo_vibethinker.config import Config
 from nemo_vibethinker.costs.flops import TokenFlops, token_flops
 from nemo_vibethinker.costs.gpus import GPUS, Gpu, find_gpu, mfu
 from nemo_vibethinker.costs.layouts import Estimate, estimate, ranked
-from nemo_vibethinker.costs.memory import Memory, Row, peak_memory, reserve, sampling_memory, training_rows
+from nemo_vibethinker.costs.memory import (
+    Memory,
+    Row,
+    engine_memory,
+    peak_memory,
+    reserve,
+    sampling_memory,
+    training_rows,
+)
 
 COMPONENTS = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "total")
 SEGMENT = 10_000  # tokens: a long chain of thought, of which several share a row of 32K
@@ -47,13 +55,23 @@ def _gpu_lines(config: Config, gpu: Gpu | None) -> list[str]:
             "engine of their own or a smaller max_response_length"
         )
         first = f"  on {gpu.name}: {gpu.memory_gb:g} GB, of which {reserve(gpu) / 1e9:.1f} are kept in reserve"
-        return [first, *([note] if over else [])]
+        return [first, *([note] if over else []), *_engine_line(config, gpu)]
     if config.cluster.gpu:
         known = ", ".join(known.name for known in GPUS)
         return [
             f"  note: cluster.gpu={config.cluster.gpu} is not known ({known}): no check of memory, no speed, no MFU"
         ]
     return []
+
+
+def _engine_line(config: Config, gpu: Gpu) -> list[str]:
+    shared = engine_memory(config, gpu)
+    if shared is None:
+        return []
+    engine, states = (part / 1e9 for part in shared)
+    return [
+        f"  while vLLM samples: up to {engine:.1f} GB for its engine (rollout.gpu_memory), {states:.1f} for the trainer"
+    ]
 
 
 def _flop_lines(config: Config, rows: dict[str, Row], gpu: Gpu | None) -> list[str]:

@@ -12,7 +12,16 @@ from memory_cases import CASES, MODEL, VOCAB, Case
 
 from nemo_vibethinker.config import Config, ScaleConfig
 from nemo_vibethinker.costs.flops import segment_length
-from nemo_vibethinker.costs.memory import DECODED_ROWS, Row, layers_in_flight, rank_moments, sampling_memory
+from nemo_vibethinker.costs.gpus import find_gpu
+from nemo_vibethinker.costs.memory import (
+    DECODED_ROWS,
+    Row,
+    engine_memory,
+    layers_in_flight,
+    rank_moments,
+    require_fit,
+    sampling_memory,
+)
 
 WORKER = Path(__file__).resolve().parent / "memory_worker.py"
 TOLERANCE = 0.15
@@ -109,5 +118,20 @@ def test_sampling_memory_counts_the_cache() -> None:
     cache = 16 * 100 * 4 * 2 * 32 * 4  # responses, tokens, layers, keys and values of 2 heads of 16, bytes
     assert sampling_memory(config)["mgpo.math_16k"] == states.weights + states.gradients + states.optimizer + cache
     assert sampling_memory(config)["evaluate"] == states.weights + 256 * 128 * 4 * 2 * 32 * 4
+
+
+def test_colocated_engines_share_the_gpu_with_the_trainers_states() -> None:
+    config = Config()
+    gpu = find_gpu("H800-SXM")
+    assert gpu is not None
+    assert engine_memory(config, gpu) is None
+    config.rollout.engine, config.rollout.gpu_memory = "vllm", 0.5
+    engine, states = engine_memory(config, gpu) or (0, 0)
+    weights = rank_moments(config.scale, config.data.vocab_size, Row(512, 512, 1), 0, on_gpu=True)[0]
+    assert (engine, states) == (gpu.memory_bytes // 2, weights.weights + weights.gradients + weights.optimizer)
+    assert sampling_memory(config) == {}
+    config.cluster.gpu, config.rollout.gpu_memory = "H800-SXM", 0.99
+    with pytest.raises(ValueError, match=r"rollout\.gpu_memory=0\.99.*lower it"):
+        require_fit(config)
     engine = (WORKER.parent.parent / "nemo_vibethinker/rollout/megatron_engine.py").read_text()
     assert f"\nROWS = {DECODED_ROWS} " in engine

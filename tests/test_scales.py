@@ -71,7 +71,9 @@ def test_plan_shows_memory_and_flops_and_what_data_is_needed(capsys: pytest.Capt
     assert f"{total / 1e9:.2f}" in shown
     assert "5.91 forward, 11.8 backward, 0.467 computed again" in shown
     assert "data.sft=DATASET" in shown
-    assert "note: evaluate: the responses do not fit" in shown
+    assert "while vLLM samples: up to 48.0 GB" in shown
+    assert run.main([*PAPER, H800, "cluster.processes=64", "rollout.engine=megatron", "plan=true"]) == 0
+    assert "note: evaluate: the responses do not fit" in capsys.readouterr().out
     assert not list(Path().iterdir())
 
 

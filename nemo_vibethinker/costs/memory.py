@@ -204,7 +204,10 @@ def sampling_memory(config: Config) -> dict[str, int]:
     """Bytes on one rank while a stage samples with the engine in the training process: weights or states, and cache.
 
     The engine makes room for the whole length of every response it decodes side by side. Prompts are not counted.
+    Empty where vLLM samples.
     """
+    if config.rollout.engine != "megatron":
+        return {}
     scale, replicas = config.scale, config.scale.parallel.data
     weights, gradients, optimizer = _states(scale, config.data.vocab_size, 0)
     lengths = {name: getattr(config, name).sampling.max_response_length for name in ("probe", "evaluate")}
@@ -216,6 +219,17 @@ def sampling_memory(config: Config) -> dict[str, int]:
         cache = rows * _cache_bytes(scale) * mgpo.sampling.max_response_length
         found[f"mgpo.{name}"] = weights + gradients + optimizer + cache
     return {stage: found[stage] for stage in config.stages if stage in found}
+
+
+def engine_memory(config: Config, gpu: Gpu) -> tuple[int, int] | None:
+    """Bytes of a GPU while colocated vLLM engines sample: (theirs, the trainer's weights, gradients and optimizer).
+
+    None where nothing of vLLM shares the trainer's GPUs.
+    """
+    if config.rollout.engine != "vllm" or config.rollout.placement != "colocated":
+        return None
+    states = sum(_states(config.scale, config.data.vocab_size, 0)) if training_rows(config) else 0
+    return round(config.rollout.gpu_memory * gpu.memory_bytes), states
 
 
 def _cache_bytes(scale: ScaleConfig) -> int:
@@ -251,3 +265,9 @@ def require_fit(config: Config) -> None:
                 f"{gpu.name}, which has {gpu.memory_gb:g}: choose a layout that fits (plan=layouts lists them), "
                 "scale.recompute=full, scale.logprob_chunk=2048 or shorter rows"
             )
+    engine, states = engine_memory(config, gpu) or (0, 0)
+    if engine + states + RESERVE_BYTES > gpu.memory_bytes:
+        raise ValueError(
+            f"rollout.gpu_memory={config.rollout.gpu_memory:g} of {gpu.name}'s {gpu.memory_gb:g} GB leaves too little "
+            f"for the trainer's {states / 1e9:.1f} GB of weights, gradients and optimizer: lower it"
+        )

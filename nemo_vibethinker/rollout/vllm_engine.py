@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 from megatron.core.models.gpt import GPTModel
 
 from nemo_vibethinker.config import Config, SamplingConfig
@@ -148,6 +149,8 @@ class VllmEngine:
         """One sync; the reason why it failed, the same on all ranks."""
         assert self.version is not None
         version, sums = self.version, TensorSums()
+        if self._asleep:
+            torch.cuda.empty_cache()  # what training leaves cached on a shared GPU is the engine's room now
         if reason := self._on_leader(self._wake):
             return reason
         reason = self._guarded(lambda: self._transfer.send(self.servers, lambda: sums.watch(self.weights()), version))
