@@ -16,6 +16,7 @@ COMMANDS = {
 
 def main(arguments: list[str]) -> int:
     """Run the command line. Returns the exit code: 0, 2 for a user's mistake, else the worker's."""
+    arguments = _report_first(arguments)
     try:
         if arguments and arguments[0] in COMMANDS:
             return importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
@@ -23,6 +24,12 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _report_first(arguments: list[str]) -> list[str]:
+    """`run.name=NAME report=headline` is `report headline run.name=NAME`."""
+    asked = [argument.partition("=")[2] for argument in arguments if argument.startswith("report=")]
+    return ["report", *asked, *(a for a in arguments if not a.startswith("report="))] if asked else arguments
 
 
 def _run(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from report_run import Page, charge, small_config, stage_functions
 
+from launcher import run
 from launcher.report import main
 from nemo_vibethinker.pipeline import run_stages
 from nemo_vibethinker.report.paired import paired_difference, solved_shares
@@ -99,6 +100,8 @@ def test_the_headline_is_one_command(root: Path, capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "first" in out
     assert "VibeThinker-1.5B" in out
+    assert run.main([f"run.root={root}", "run.name=first", "report=headline"]) == 0
+    assert capsys.readouterr().out == out
 
 
 @pytest.mark.parametrize(
