@@ -1,5 +1,6 @@
 """Qwen2 and dense Qwen3 as Megatron-Core's `GPTModel`, with the layers this machine has kernels for."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +20,9 @@ from nemo_vibethinker.megatron.capabilities import Kernels, detect_machine, sele
 from nemo_vibethinker.megatron.logprobs import ModelOutput, defer_logits
 from nemo_vibethinker.model.attention import CachingSelfAttention, RMSNorm, SdpaCoreAttention, SwigluMlp
 from nemo_vibethinker.model.hf_weights import TensorSource, load_hf_weights, random_hf_tensors
+
+# It warns of every MLP class but its own; ours takes no argument beyond those.
+logging.getLogger("megatron.core.transformer.transformer_layer").setLevel(logging.ERROR)
 
 _RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
