@@ -248,6 +248,8 @@ def wrap_for_training(config: Config, chunks: Sequence[GPTModel]) -> list[Distri
     """Megatron's data-parallel wrapper with contiguous fp32 gradient buffers, for each chunk."""
     settings = DistributedDataParallelConfig(**ddp_settings(config))
     wrapped = [DistributedDataParallel(chunk.config, settings, chunk) for chunk in chunks]
+    for module in wrapped:
+        _count_padding(module)
     for chunk in chunks:
         assert isinstance(chunk, PolicyModel)
         chunk.logprob_chunk = config.scale.logprob_chunk
@@ -255,6 +257,19 @@ def wrap_for_training(config: Config, chunks: Sequence[GPTModel]) -> list[Distri
         no_sync = [chunk.no_sync for chunk in wrapped]
         chunks[0].config.no_sync_func = no_sync if len(wrapped) > 1 else no_sync[0]  # pyright: ignore
     return wrapped
+
+
+def _count_padding(module: DistributedDataParallel) -> None:
+    """Have the distributed optimizer's checkpoints keep the padding between buckets.
+
+    Megatron-Core 0.16.1 leaves it out, but takes each parameter's state from where it lies with it: what follows the
+    first padded bucket (a tied embedding under pipeline parallelism, all that overlapped reduction puts into further
+    buckets) is saved shifted, and a resumed run goes on with wrong weights.
+    """
+    for buffer in (*module.buffers, *module.expert_parallel_buffers):
+        buffer.numel_unpadded = buffer.numel
+        for bucket in buffer.buckets:
+            bucket.numel_unpadded = bucket.grad_data.numel()
 
 
 def ddp_settings(config: Config) -> dict[str, Any]:
