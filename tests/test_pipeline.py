@@ -393,7 +393,12 @@ sys.exit(run_process([{sys.executable!r}, "-c", child], dict(os.environ)))
 """
     environment = dict(os.environ) | {"PYTHONPATH": str(REPOSITORY)}
     launcher = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     assert launcher.stdout is not None
     worker = int(launcher.stdout.readline())
