@@ -20,6 +20,7 @@ from nemo_vibethinker.rollout.server_process import ServerProcess
 from nemo_vibethinker.rollout.weight_transfer import FileTransfer, WeightTransfer
 
 CPU_CACHE_BYTES = 1 << 28  # key-value cache of an engine without a GPU
+_CPU_TOKENS = 8192  # of one engine step
 _CPU_BLOCK = 32  # tokens of a block of the prefix cache; vLLM's default of 128 caches no prompt of a tiny run
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -98,6 +99,9 @@ class VllmLauncher:
                 "enforce_eager": True,
                 "block_size": _CPU_BLOCK,
                 "kv_cache_memory_bytes": CPU_CACHE_BYTES,
+                # A prompt read in parts makes vLLM turn the response's random numbers back, which those of CPUs refuse.
+                "enable_chunked_prefill": False,
+                "max_num_batched_tokens": max(_CPU_TOKENS, scale.model.max_position_embeddings),
             }
         return settings | {"gpu_memory_utilization": rollout.gpu_memory, "enable_sleep_mode": self.sleeps}
 
