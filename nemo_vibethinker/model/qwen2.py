@@ -266,7 +266,8 @@ def _count_padding(module: DistributedDataParallel) -> None:
     first padded bucket (a tied embedding under pipeline parallelism, all that overlapped reduction puts into further
     buckets) is saved shifted, and a resumed run goes on with wrong weights.
     """
-    for buffer in (*module.buffers, *module.expert_parallel_buffers):
+    buffers: Any = module.buffers  # Megatron's list, under the name of a method of torch's modules
+    for buffer in (*buffers, *module.expert_parallel_buffers):
         buffer.numel_unpadded = buffer.numel
         for bucket in buffer.buckets:
             bucket.numel_unpadded = bucket.grad_data.numel()
