@@ -46,7 +46,8 @@ def _score_cards(board: ScoreBoard, model: str | None) -> list[Card]:
 def _cost_cards(run: RunData) -> list[Card]:
     cost = total(run.costs)
     plan = run.plan[-1].planned_hours
-    beside = f"planned {hours(plan)}" if plan else "no plan on record"
+    in_part = any(row.planned_hours for row in run.plan)
+    beside = f"planned {hours(plan)}" if plan else "planned in part" if in_part else "no plan on record"
     lost = f"{hours(cost.lost_hours)} hours lost" if cost.lost_hours else "nothing lost"
     return [
         _card(unit(cost.device), hours(cost.process_hours), beside),
